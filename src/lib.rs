@@ -1,1 +1,19 @@
-//! Cinderblock.
+//! Cinderblock, the LVM storage driver for Kubernetes.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::assertions_on_result_states,
+        clippy::indexing_slicing,
+        clippy::wildcard_enum_match_arm,
+        reason = "a test that goes wrong shall fail, loudly and at once"
+    )
+)]
+
+pub mod error;
+pub mod host;
+pub mod lvm;
+pub mod names;
+pub mod units;

@@ -1,0 +1,135 @@
+//! A call of an outside program as data: which program, which arguments, what it may do. Making
+//! one runs nothing.
+
+use std::fmt;
+use std::time::Duration;
+
+/// The programs that the agent may run. Their paths are found and checked once, at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Program {
+    /// `lvm`, with the command as its first argument.
+    Lvm,
+    /// `blkid`, only with `-p`: it reads the device and nobody's cache.
+    Blkid,
+    /// `mkfs.ext4`
+    MkfsExt4,
+    /// `mkfs.xfs`
+    MkfsXfs,
+    /// `mkfs.btrfs`
+    MkfsBtrfs,
+    /// `e2fsck`
+    E2fsck,
+    /// `resize2fs`
+    Resize2fs,
+    /// `tune2fs`
+    Tune2fs,
+    /// `xfs_growfs`
+    XfsGrowfs,
+    /// `xfs_admin`
+    XfsAdmin,
+    /// `btrfs`
+    Btrfs,
+    /// `btrfstune`
+    Btrfstune,
+}
+
+/// Whether a call may be given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It only reads: after this time its process group is killed.
+    Read(Duration),
+    /// It changes something: it is never killed, only watched and reported when it is slow.
+    Change,
+}
+
+/// One call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invocation {
+    /// What to run.
+    pub program: Program,
+    /// Its arguments. Never a secret: anybody can read them.
+    pub args: Vec<String>,
+    /// Whether it may be given up.
+    pub effect: Effect,
+}
+
+impl Program {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Lvm,
+        Self::Blkid,
+        Self::MkfsExt4,
+        Self::MkfsXfs,
+        Self::MkfsBtrfs,
+        Self::E2fsck,
+        Self::Resize2fs,
+        Self::Tune2fs,
+        Self::XfsGrowfs,
+        Self::XfsAdmin,
+        Self::Btrfs,
+        Self::Btrfstune,
+    ];
+
+    /// The name of its file.
+    #[must_use]
+    pub const fn file_name(self) -> &'static str {
+        match self {
+            Self::Lvm => "lvm",
+            Self::Blkid => "blkid",
+            Self::MkfsExt4 => "mkfs.ext4",
+            Self::MkfsXfs => "mkfs.xfs",
+            Self::MkfsBtrfs => "mkfs.btrfs",
+            Self::E2fsck => "e2fsck",
+            Self::Resize2fs => "resize2fs",
+            Self::Tune2fs => "tune2fs",
+            Self::XfsGrowfs => "xfs_growfs",
+            Self::XfsAdmin => "xfs_admin",
+            Self::Btrfs => "btrfs",
+            Self::Btrfstune => "btrfstune",
+        }
+    }
+
+    /// The Debian package that has it, for the sentence that says what to install.
+    #[must_use]
+    pub const fn package(self) -> &'static str {
+        match self {
+            Self::Lvm => "lvm2",
+            Self::Blkid => "util-linux",
+            Self::MkfsExt4 | Self::E2fsck | Self::Resize2fs | Self::Tune2fs => "e2fsprogs",
+            Self::MkfsXfs | Self::XfsGrowfs | Self::XfsAdmin => "xfsprogs",
+            Self::MkfsBtrfs | Self::Btrfs | Self::Btrfstune => "btrfs-progs",
+        }
+    }
+}
+
+impl Invocation {
+    /// What it does, in the words of its command line's beginning: `lvm lvcreate`, `mkfs.xfs`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match (self.program, self.args.first()) {
+            (Program::Lvm, Some(command)) => format!("lvm {command}"),
+            _ => self.program.file_name().to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Invocation {
+    /// The command line as a person would type it, without the long `--config`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.program.file_name())?;
+        let mut args = self.args.iter();
+        while let Some(arg) = args.next() {
+            if arg == "--config" {
+                args.next();
+            } else if arg
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_./=,:+@#".contains(c))
+            {
+                write!(f, " {arg}")?;
+            } else {
+                write!(f, " '{arg}'")?;
+            }
+        }
+        Ok(())
+    }
+}

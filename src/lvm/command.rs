@@ -1,0 +1,525 @@
+//! The commands that we give to LVM, and their argument lists. Pure; `host` runs them.
+//!
+//! Every call carries our whole configuration, so that no lvm.conf, devices file or filter of the
+//! host has a say: volumes are never scanned for PVs (`scan_lvs=0`), nothing is archived under
+//! /etc, errors come as JSON.
+//!
+//! A command that destroys or changes an LV names it by `--select` with the VG's and the LV's
+//! identifiers and our tag: LVM itself proves under its own lock that it is the one we mean. Such a
+//! call goes without the JSON log, because LVM 2.03.16 crashes when both are asked for; its result
+//! is read back from the metadata anyway.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::tag::OWNED;
+use crate::host::invocation::{Effect, Invocation, Program};
+use crate::names::{LvName, LvmUuid, VgName};
+use crate::units::{Bytes, Extents};
+
+/// How long a report may take. LVM reads every disk of the host; a disk that hangs takes as long
+/// as it wants, and the report is given up.
+const REPORT_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Room for LVM's metadata on each PV of a VG that we make: tens of thousands of tagged LVs
+/// (about 600 bytes each), the text being kept at least twice.
+const PV_METADATA_SIZE: Bytes = Bytes::mib(64);
+
+const CONFIG: &str = concat!(
+    "activation{udev_sync=0 udev_rules=0 monitoring=0 retry_deactivation=1 error_when_full=1} ",
+    "backup{backup=0 archive=0} ",
+    "devices{use_devicesfile=0 obtain_device_list_from_udev=0 scan_lvs=0 hints=\"none\" ",
+    "global_filter=[\"a|.*|\"] filter=[\"a|.*|\"]} ",
+    "global{use_lvmpolld=0 notify_dbus=0 use_lvmlockd=0 event_activation=0} ",
+);
+const CONFIG_JSON: &str = concat!(
+    "log{report_command_log=1 command_log_selection=\"all\" prefix=\"\"} ",
+    "report{output_format=\"json\" time_format=\"%s\"}",
+);
+
+/// The VG that a command works on. Its devices are the only ones that LVM opens then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Name of the VG.
+    pub vg: VgName,
+    /// Its identifier.
+    pub uuid: LvmUuid,
+    /// All its PVs' devices.
+    pub devices: Vec<PathBuf>,
+}
+
+/// How a thick LV is laid out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ThickLayout {
+    /// Extents in a row.
+    Linear,
+    /// Extents of several PVs in turn.
+    Striped {
+        /// Number of PVs, at least 2.
+        stripes: u32,
+        /// Bytes on one PV before the next one's turn; a power of two from 4 KiB.
+        stripe_size: Bytes,
+    },
+}
+
+/// A change of one VG. Each is one LVM process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Makes a thick LV, active, with known signatures wiped.
+    CreateThick {
+        /// Its name.
+        lv: LvName,
+        /// Its size.
+        extents: Extents,
+        /// Its layout.
+        layout: ThickLayout,
+        /// Its tags.
+        tags: Vec<String>,
+    },
+    /// Makes a thin LV, active.
+    CreateThin {
+        /// Its name.
+        lv: LvName,
+        /// Its pool.
+        pool: LvName,
+        /// Its virtual size, a multiple of the extent size.
+        size: Bytes,
+        /// Its tags.
+        tags: Vec<String>,
+    },
+    /// Makes a read-only, inactive thin snapshot.
+    SnapshotThin {
+        /// Its name.
+        lv: LvName,
+        /// What it is a snapshot of.
+        origin: LvName,
+        /// Its tags.
+        tags: Vec<String>,
+    },
+    /// Makes a writable, active thin copy.
+    CloneThin {
+        /// Its name.
+        lv: LvName,
+        /// What it is a copy of.
+        origin: LvName,
+        /// Its tags.
+        tags: Vec<String>,
+    },
+    /// Makes an LV larger.
+    Extend {
+        /// Which LV.
+        lv: LvName,
+        /// Its size afterwards.
+        extents: Extents,
+    },
+    /// Removes an LV that is ours.
+    Remove {
+        /// Its name, for the log.
+        lv: LvName,
+        /// Which LV.
+        uuid: LvmUuid,
+    },
+    /// Changes the tags of an LV that is ours.
+    Retag {
+        /// Its name, for the log.
+        lv: LvName,
+        /// Which LV.
+        uuid: LvmUuid,
+        /// Tags to add.
+        add: Vec<String>,
+        /// Tags to drop.
+        del: Vec<String>,
+    },
+    /// Activates an LV, also one that is to be skipped at boot.
+    Activate {
+        /// Which LV.
+        lv: LvName,
+    },
+    /// Makes a thin pool that zeroes its blocks and fails writes when it is full.
+    CreatePool {
+        /// Its name.
+        lv: LvName,
+        /// Room for data.
+        extents: Extents,
+    },
+    /// Adds a disk.
+    ExtendVg {
+        /// The disk, already a PV of ours.
+        device: PathBuf,
+    },
+}
+
+impl Change {
+    /// The LV it is about. `None` when it is about the VG.
+    #[must_use]
+    pub const fn lv(&self) -> Option<&LvName> {
+        match self {
+            Self::CreateThick { lv, .. }
+            | Self::CreateThin { lv, .. }
+            | Self::SnapshotThin { lv, .. }
+            | Self::CloneThin { lv, .. }
+            | Self::Extend { lv, .. }
+            | Self::Remove { lv, .. }
+            | Self::Retag { lv, .. }
+            | Self::Activate { lv }
+            | Self::CreatePool { lv, .. } => Some(lv),
+            Self::ExtendVg { .. } => None,
+        }
+    }
+}
+
+/// One report of all VGs on all devices of the host.
+#[must_use]
+pub fn report() -> Invocation {
+    let mut args = Args::new("fullreport", Log::Json).with(&["--units", "b", "--nosuffix"]);
+    for (kind, fields) in super::report::FIELDS {
+        args = args.with(&["--configreport", kind, "-o", &fields.join(",")]);
+    }
+    args.read()
+}
+
+/// LVM's version.
+#[must_use]
+pub fn version() -> Invocation {
+    Args {
+        list: vec!["version".to_owned()],
+    }
+    .read()
+}
+
+/// Makes a PV whose identifier proves later that it is ours.
+#[must_use]
+pub fn create_pv(device: &Path, uuid: &LvmUuid) -> Invocation {
+    let path = device.to_string_lossy();
+    Args::new("pvcreate", Log::Json)
+        .with(&[
+            "--yes",
+            "--devices",
+            &path,
+            "--uuid",
+            uuid.as_str(),
+            "--norestorefile",
+        ])
+        .with(&[
+            "--metadatasize",
+            &format!("{}b", PV_METADATA_SIZE.get()),
+            &path,
+        ])
+        .change()
+}
+
+/// Makes a VG of PVs. What it holds is not activated by the host at boot, but by us when needed.
+#[must_use]
+pub fn create_vg(name: &VgName, devices: &[PathBuf]) -> Invocation {
+    let mut args = Args::new("vgcreate", Log::Json)
+        .with(&["--yes", "--devices", &join(devices)])
+        .with(&["--setautoactivation", "n", "--addtag", OWNED, name.as_str()]);
+    for device in devices {
+        args = args.with(&[&*device.to_string_lossy()]);
+    }
+    args.change()
+}
+
+/// A change of a VG.
+#[must_use]
+pub fn change(target: &Target, change: &Change) -> Invocation {
+    let vg = target.vg.as_str();
+    let full = |lv: &LvName| format!("{vg}/{lv}");
+    match change {
+        Change::CreateThick {
+            lv,
+            extents,
+            layout,
+            tags,
+        } => create_thick(target, lv, *extents, layout, tags),
+        Change::CreateThin {
+            lv,
+            pool,
+            size,
+            tags,
+        } => create(
+            target,
+            lv,
+            tags,
+            vg,
+            &[
+                "--type",
+                "thin",
+                "--virtualsize",
+                &format!("{}b", size.get()),
+                "--thinpool",
+                pool.as_str(),
+            ],
+        ),
+        Change::SnapshotThin { lv, origin, tags } => create(
+            target,
+            lv,
+            tags,
+            &full(origin),
+            &["--snapshot", "--permission", "r"],
+        ),
+        Change::CloneThin { lv, origin, tags } => create(
+            target,
+            lv,
+            tags,
+            &full(origin),
+            &[
+                "--snapshot",
+                "--permission",
+                "rw",
+                "--setactivationskip",
+                "n",
+                "--activate",
+                "y",
+            ],
+        ),
+        Change::Extend { lv, extents } => Args::on(target, "lvextend", Log::Json)
+            .with(&["--extents", &extents.get().to_string(), &full(lv)])
+            .change(),
+        Change::Remove { uuid, .. } => Args::on(target, "lvremove", Log::Plain)
+            .select(target, uuid)
+            .change(),
+        Change::Retag { uuid, add, del, .. } => Args::on(target, "lvchange", Log::Plain)
+            .each("--addtag", add)
+            .each("--deltag", del)
+            .select(target, uuid)
+            .change(),
+        Change::Activate { lv } => Args::on(target, "lvchange", Log::Json)
+            .with(&["--activate", "y", "--ignoreactivationskip", &full(lv)])
+            .change(),
+        Change::CreatePool { lv, extents } => {
+            let tags = [OWNED.to_owned(), "cb.pool".to_owned()];
+            let extents = extents.get().to_string();
+            let options = ["--type", "thin-pool", "--zero", "y", "--extents", &extents];
+            create(target, lv, &tags, vg, &options)
+        }
+        Change::ExtendVg { device } => {
+            let devices = [target.devices.as_slice(), std::slice::from_ref(device)].concat();
+            Args::new("vgextend", Log::Json)
+                .with(&[
+                    "--yes",
+                    "--devices",
+                    &join(&devices),
+                    vg,
+                    &device.to_string_lossy(),
+                ])
+                .change()
+        }
+    }
+}
+
+fn create(target: &Target, lv: &LvName, tags: &[String], of: &str, options: &[&str]) -> Invocation {
+    Args::on(target, "lvcreate", Log::Json)
+        .with(options)
+        .with(&["--name", lv.as_str()])
+        .each("--addtag", tags)
+        .with(&[of])
+        .change()
+}
+
+fn create_thick(
+    target: &Target,
+    lv: &LvName,
+    extents: Extents,
+    layout: &ThickLayout,
+    tags: &[String],
+) -> Invocation {
+    let extents = extents.get().to_string();
+    let mut options = vec![
+        "--wipesignatures",
+        "y",
+        "--zero",
+        "y",
+        "--extents",
+        &extents,
+    ];
+    let (count, size);
+    match layout {
+        ThickLayout::Linear => options.extend(["--type", "linear"]),
+        ThickLayout::Striped {
+            stripes,
+            stripe_size,
+        } => {
+            (count, size) = (stripes.to_string(), format!("{}b", stripe_size.get()));
+            options.extend([
+                "--type",
+                "striped",
+                "--stripes",
+                &count,
+                "--stripesize",
+                &size,
+            ]);
+        }
+    }
+    create(target, lv, tags, target.vg.as_str(), &options)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Log {
+    Json,
+    Plain,
+}
+
+struct Args {
+    list: Vec<String>,
+}
+
+impl Args {
+    fn new(command: &str, log: Log) -> Self {
+        let config = match log {
+            Log::Json => [CONFIG, CONFIG_JSON].concat(),
+            Log::Plain => CONFIG.to_owned(),
+        };
+        Self {
+            list: vec![command.to_owned(), "--config".to_owned(), config],
+        }
+    }
+
+    fn on(target: &Target, command: &str, log: Log) -> Self {
+        Self::new(command, log).with(&["--yes", "--devices", &join(&target.devices)])
+    }
+
+    fn with(mut self, more: &[&str]) -> Self {
+        self.list.extend(more.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
+    fn each(mut self, option: &str, values: &[String]) -> Self {
+        for value in values {
+            self = self.with(&[option, value]);
+        }
+        self
+    }
+
+    fn select(self, target: &Target, lv: &LvmUuid) -> Self {
+        let vg = &target.uuid;
+        let proof = format!("vg_uuid=\"{vg}\" && lv_uuid=\"{lv}\" && lv_tags={{\"{OWNED}\"}}");
+        self.with(&["--select", &proof, target.vg.as_str()])
+    }
+
+    fn read(self) -> Invocation {
+        let effect = Effect::Read(REPORT_TIMEOUT);
+        Invocation {
+            program: Program::Lvm,
+            args: self.list,
+            effect,
+        }
+    }
+
+    fn change(self) -> Invocation {
+        Invocation {
+            program: Program::Lvm,
+            args: self.list,
+            effect: Effect::Change,
+        }
+    }
+}
+
+fn join(devices: &[PathBuf]) -> String {
+    let texts: Vec<_> = devices.iter().map(|d| d.to_string_lossy()).collect();
+    texts.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        Target {
+            vg: VgName::parse("vg0").unwrap(),
+            uuid: LvmUuid::parse("9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6Ov").unwrap(),
+            devices: vec!["/dev/sdb".into(), "/dev/disk/by-id/x".into()],
+        }
+    }
+
+    /// One line an argument list; the configuration, the same in all, is shown once.
+    fn lines(calls: &[Invocation]) -> String {
+        let line = |call: &Invocation| {
+            let args = call.args.iter().map(|a| match a.as_str() {
+                CONFIG => "<CONFIG>".to_owned(),
+                a if a == [CONFIG, CONFIG_JSON].concat() => "<CONFIG+JSON>".to_owned(),
+                a => a.to_owned(),
+            });
+            format!("{:?} {}", call.effect, args.collect::<Vec<_>>().join(" "))
+        };
+        calls.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn argument_lists() {
+        let lv = |name: &str| LvName::parse(name).unwrap();
+        let uuid = LvmUuid::parse("LIzauM-HExZ-Tumu-tpuc-qokj-fSCW-AVLTZv").unwrap();
+        let tags = vec![OWNED.to_owned(), "cb.volume".to_owned()];
+        let changes = [
+            Change::CreateThick {
+                lv: lv("pvc-1"),
+                extents: Extents::new(256),
+                layout: ThickLayout::Linear,
+                tags: tags.clone(),
+            },
+            Change::CreateThick {
+                lv: lv("pvc-1"),
+                extents: Extents::new(256),
+                layout: ThickLayout::Striped {
+                    stripes: 2,
+                    stripe_size: Bytes::kib(64),
+                },
+                tags: tags.clone(),
+            },
+            Change::CreateThin {
+                lv: lv("pvc-1"),
+                pool: lv("pool0"),
+                size: Bytes::gib(1),
+                tags: tags.clone(),
+            },
+            Change::SnapshotThin {
+                lv: lv("snap-1"),
+                origin: lv("pvc-1"),
+                tags: tags.clone(),
+            },
+            Change::CloneThin {
+                lv: lv("pvc-2"),
+                origin: lv("snap-1"),
+                tags,
+            },
+            Change::Extend {
+                lv: lv("pvc-1"),
+                extents: Extents::new(512),
+            },
+            Change::Remove {
+                lv: lv("pvc-1"),
+                uuid: uuid.clone(),
+            },
+            Change::Retag {
+                lv: lv("pvc-1"),
+                uuid,
+                add: vec!["cb.zero=1".to_owned()],
+                del: vec!["cb.fresh".to_owned()],
+            },
+            Change::Activate { lv: lv("pvc-1") },
+            Change::CreatePool {
+                lv: lv("pool0"),
+                extents: Extents::new(1000),
+            },
+            Change::ExtendVg {
+                device: "/dev/sdc".into(),
+            },
+        ];
+        let mut calls = vec![report(), version()];
+        calls.push(create_pv(Path::new("/dev/sdb"), &LvmUuid::derived("x")));
+        calls.push(create_vg(&target().vg, &target().devices));
+        calls.extend(changes.iter().map(|c| change(&target(), c)));
+        insta::assert_snapshot!(lines(&calls));
+        insta::assert_snapshot!("configuration", [CONFIG, CONFIG_JSON].concat());
+    }
+
+    #[test]
+    fn only_reports_may_be_given_up() {
+        let calls = [
+            create_pv(Path::new("/dev/sdb"), &LvmUuid::derived("x")),
+            create_vg(&target().vg, &[]),
+        ];
+        assert!(calls.iter().all(|c| c.effect == Effect::Change));
+        assert!(matches!(report().effect, Effect::Read(_)));
+    }
+}

@@ -1,0 +1,408 @@
+//! A volume group as LVM writes it on its disks, read into [`VgState`]. This is how the agent sees
+//! a change without running LVM; `report` is how LVM itself tells it, and both must agree.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use super::state::{Lv, LvLayout, Pv, VgState};
+use super::tag::Tags;
+use super::text::{self, Section, Value};
+use crate::names::{LvName, LvmUuid, VgName};
+use crate::units::{Bytes, ExtentSize, Extents};
+
+const SECTOR: u64 = 512;
+
+/// Why a text is not a VG that we can rely on. LVM's own report decides then.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MetadataError {
+    /// It does not follow LVM's grammar.
+    #[error(transparent)]
+    Text(#[from] text::TextError),
+    /// Something is missing or makes no sense.
+    #[error("LVM metadata: {0}")]
+    Content(String),
+}
+
+type Result<T> = std::result::Result<T, MetadataError>;
+
+fn bad<T>(what: impl Into<String>) -> Result<T> {
+    Err(MetadataError::Content(what.into()))
+}
+
+/// Reads the metadata of one VG. `devices` says where its PVs are; one that is not in it counts
+/// as missing.
+///
+/// # Errors
+/// When the text is damaged, or holds something that cannot be counted right.
+pub fn parse(text: &str, devices: &BTreeMap<LvmUuid, PathBuf>) -> Result<VgState> {
+    let root = text::parse(text)?;
+    if root.value("version").and_then(Value::as_number) != Some(1) {
+        return bad("not version 1 of the text format");
+    }
+    let [(name, vg)] = root.sections.as_slice() else {
+        return bad(format!("{} volume groups in one text", root.sections.len()));
+    };
+    let name = VgName::parse(name).or_else(|e| bad(e.to_string()))?;
+    let extent_sectors = unsigned(vg, "extent_size")?;
+    let extent_size = ExtentSize::new(extent_sectors.saturating_mul(SECTOR))
+        .map_or_else(|| bad("extent_size is 0"), Ok)?;
+    let mut disks = Disks::read(vg, devices)?;
+    let mut lvs = BTreeMap::new();
+    if let Some(section) = vg.section("logical_volumes") {
+        for (name, lv) in &section.sections {
+            disks.mark_used(name, lv)?;
+        }
+        lvs = visible_lvs(section, extent_size)?;
+    }
+    Ok(VgState {
+        name,
+        uuid: identifier(vg)?,
+        seqno: unsigned(vg, "seqno")?,
+        extent_size,
+        tags: vg.texts("tags").map(str::to_owned).collect(),
+        exported: vg.texts("status").any(|s| s == "EXPORTED"),
+        system_id: vg
+            .value("system_id")
+            .and_then(Value::as_text)
+            .unwrap_or_default()
+            .to_owned(),
+        pvs: disks.into_pvs()?,
+        lvs,
+    })
+}
+
+fn unsigned(section: &Section, key: &str) -> Result<u64> {
+    section
+        .value(key)
+        .and_then(Value::as_number)
+        .and_then(|n| u64::try_from(n).ok())
+        .map_or_else(|| bad(format!("no number {key}")), Ok)
+}
+
+fn identifier(section: &Section) -> Result<LvmUuid> {
+    let id = section
+        .value("id")
+        .and_then(Value::as_text)
+        .unwrap_or_default();
+    LvmUuid::parse(id).or_else(|e| bad(e.to_string()))
+}
+
+/// The PVs while it is found out which of their extents are in use.
+#[derive(Debug)]
+struct Disks {
+    /// By the name that the segments use (`pv0`).
+    by_name: BTreeMap<String, Disk>,
+}
+
+#[derive(Debug)]
+struct Disk {
+    uuid: LvmUuid,
+    pv: Pv,
+    /// Runs of extents in use: first and length.
+    used: Vec<(u64, u64)>,
+}
+
+impl Disks {
+    fn read(vg: &Section, devices: &BTreeMap<LvmUuid, PathBuf>) -> Result<Self> {
+        let mut by_name = BTreeMap::new();
+        let Some(section) = vg.section("physical_volumes") else {
+            return bad("no physical volumes");
+        };
+        for (name, pv) in &section.sections {
+            let uuid = identifier(pv)?;
+            let missing = pv
+                .texts("flags")
+                .chain(pv.texts("status"))
+                .any(|s| s == "MISSING");
+            let pv = Pv {
+                device: devices.get(&uuid).filter(|_| !missing).cloned(),
+                allocatable: pv.texts("status").any(|s| s == "ALLOCATABLE"),
+                extents: Extents::new(unsigned(pv, "pe_count")?),
+                free: Vec::new(),
+            };
+            by_name.insert(
+                name.clone(),
+                Disk {
+                    uuid,
+                    pv,
+                    used: Vec::new(),
+                },
+            );
+        }
+        Ok(Self { by_name })
+    }
+
+    /// Every list of a segment that names PVs says where the segment's extents are.
+    fn mark_used(&mut self, lv: &str, section: &Section) -> Result<()> {
+        for segment in segments(section) {
+            let count = unsigned(segment, "extent_count")?;
+            for (_, value) in &segment.values {
+                let Some(list) = value.as_list() else {
+                    continue;
+                };
+                self.mark_areas(lv, segment, count, list)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mark_areas(
+        &mut self,
+        lv: &str,
+        segment: &Section,
+        count: u64,
+        list: &[Value],
+    ) -> Result<()> {
+        let areas: Vec<(&str, u64)> = list
+            .chunks(2)
+            .filter_map(|pair| match pair {
+                [Value::Text(pv), Value::Number(start)] => {
+                    Some((pv.as_str(), u64::try_from(*start).ok()?))
+                }
+                _ => None,
+            })
+            .filter(|(pv, _)| self.by_name.contains_key(*pv))
+            .collect();
+        if areas.is_empty() {
+            return Ok(());
+        }
+        let each = match segment.value("type").and_then(Value::as_text) {
+            Some("striped") => {
+                let stripes = unsigned(segment, "stripe_count")?;
+                count
+                    .checked_div(stripes)
+                    .map_or_else(|| bad(format!("LV {lv} has no stripes")), Ok)?
+            }
+            Some("mirror") => count,
+            other => {
+                return bad(format!(
+                    "LV {lv}: unknown use of PVs by segment type {other:?}"
+                ));
+            }
+        };
+        for (pv, start) in areas {
+            if let Some(disk) = self.by_name.get_mut(pv) {
+                disk.used.push((start, each));
+            }
+        }
+        Ok(())
+    }
+
+    fn into_pvs(self) -> Result<BTreeMap<LvmUuid, Pv>> {
+        let mut pvs = BTreeMap::new();
+        for (
+            name,
+            Disk {
+                uuid,
+                mut pv,
+                mut used,
+            },
+        ) in self.by_name
+        {
+            used.sort_unstable();
+            let mut next = 0_u64;
+            for (start, len) in used {
+                match start.checked_sub(next) {
+                    None => return bad(format!("{name}: extents used twice at {start}")),
+                    Some(0) => {}
+                    Some(gap) => pv.free.push((next, gap)),
+                }
+                next = start.saturating_add(len);
+            }
+            match pv.extents.get().checked_sub(next) {
+                None => return bad(format!("{name}: extents used beyond its end")),
+                Some(0) => {}
+                Some(gap) => pv.free.push((next, gap)),
+            }
+            pvs.insert(uuid, pv);
+        }
+        Ok(pvs)
+    }
+}
+
+fn segments(lv: &Section) -> impl Iterator<Item = &Section> {
+    lv.sections
+        .iter()
+        .filter(|(name, _)| name.starts_with("segment"))
+        .map(|(_, s)| s)
+}
+
+fn kind_of(segment: &Section) -> &str {
+    segment
+        .value("type")
+        .and_then(Value::as_text)
+        .unwrap_or_default()
+}
+
+fn visible_lvs(section: &Section, extent_size: ExtentSize) -> Result<BTreeMap<LvName, Lv>> {
+    // A copy-on-write snapshot is an LV of its own that points to the LV with the changed blocks.
+    let cow: BTreeSet<&str> = section
+        .sections
+        .iter()
+        .flat_map(|(_, lv)| segments(lv))
+        .filter(|s| kind_of(s) == "snapshot")
+        .filter_map(|s| s.value("cow_store").and_then(Value::as_text))
+        .collect();
+    let mut lvs = BTreeMap::new();
+    for (name, lv) in &section.sections {
+        let Some(first) = segments(lv).next() else {
+            return bad(format!("LV {name} has no segments"));
+        };
+        let kind = kind_of(first);
+        let is_cow = cow.contains(name.as_str());
+        let visible = is_cow || lv.texts("status").any(|s| s == "VISIBLE");
+        if kind == "snapshot" || !visible {
+            continue;
+        }
+        let layout = if is_cow {
+            LvLayout::Other("snapshot".to_owned())
+        } else {
+            layout(kind, first)?
+        };
+        let mut extents = Extents::ZERO;
+        for segment in segments(lv) {
+            extents = extents.saturating_add(Extents::new(unsigned(segment, "extent_count")?));
+        }
+        let name = LvName::parse(name).or_else(|e| bad(e.to_string()))?;
+        let state = Lv {
+            name: name.clone(),
+            uuid: identifier(lv)?,
+            size: extent_size.size_of(extents),
+            layout,
+            tags: Tags::parse(lv.texts("tags")),
+            created_unix: lv
+                .value("creation_time")
+                .and_then(Value::as_number)
+                .unwrap_or(0),
+            writable: lv.texts("status").any(|s| s == "WRITE"),
+        };
+        lvs.insert(name, state);
+    }
+    Ok(lvs)
+}
+
+fn layout(kind: &str, segment: &Section) -> Result<LvLayout> {
+    let lv = |key: &str| -> Result<LvName> {
+        let text = segment
+            .value(key)
+            .and_then(Value::as_text)
+            .unwrap_or_default();
+        LvName::parse(text).or_else(|e| bad(format!("{key}: {e}")))
+    };
+    Ok(match kind {
+        "striped" => match u32::try_from(unsigned(segment, "stripe_count")?) {
+            Ok(0 | 1) => LvLayout::Linear,
+            Ok(stripes) => LvLayout::Striped {
+                stripes,
+                stripe_size: Bytes::new(unsigned(segment, "stripe_size")?.saturating_mul(SECTOR)),
+            },
+            Err(_) => return bad("stripe_count is too large"),
+        },
+        "thin-pool" => LvLayout::ThinPool {
+            zero: segment.value("zero_new_blocks").and_then(Value::as_number) == Some(1),
+            chunk_size: Bytes::new(unsigned(segment, "chunk_size")?.saturating_mul(SECTOR)),
+        },
+        "thin" => LvLayout::Thin {
+            pool: lv("thin_pool")?,
+            device_id: unsigned(segment, "device_id")?,
+            origin: segment.value("origin").map(|_| lv("origin")).transpose()?,
+        },
+        other => LvLayout::Other(other.to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report;
+    use super::*;
+    use crate::lvm::tag::Kind;
+    use proptest::prelude::*;
+
+    const REPORT: &str = include_str!("../../tests/recordings/lvm-2.03.16/several.json");
+    const VG0: &str = include_str!("../../tests/recordings/lvm-2.03.16/several.vg0.metadata");
+    const REST: &str = include_str!("../../tests/recordings/lvm-2.03.16/several.rest.metadata");
+    const GONE: &str = include_str!("../../tests/recordings/lvm-2.03.16/several.gone.metadata");
+    const EXPORTED: &str =
+        include_str!("../../tests/recordings/lvm-2.03.16/several.exported.metadata");
+
+    /// What LVM reports and what stands on the disks are the same VG, for every kind of LV.
+    #[test]
+    fn the_disks_and_lvms_report_agree() {
+        let report = report::parse(REPORT).unwrap();
+        for (name, text) in [
+            ("vg0", VG0),
+            ("rest", REST),
+            ("gone", GONE),
+            ("exported", EXPORTED),
+        ] {
+            let reported = report
+                .vgs
+                .iter()
+                .find(|vg| vg.name.as_str() == name)
+                .unwrap();
+            let devices = reported
+                .pvs
+                .iter()
+                .filter_map(|(uuid, pv)| Some((uuid.clone(), pv.device.clone()?)))
+                .collect();
+            assert_eq!(&parse(text, &devices).unwrap(), reported, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_vg_with_a_pool() {
+        let vg = parse(VG0, &BTreeMap::new()).unwrap();
+        assert_eq!(vg.seqno, 15);
+        assert_eq!(vg.extent_size.bytes(), Bytes::mib(4));
+        let lv = |name: &str| &vg.lvs[&LvName::parse(name).unwrap()];
+        let pool = LvLayout::ThinPool {
+            zero: true,
+            chunk_size: Bytes::kib(64),
+        };
+        assert_eq!(lv("pool0").layout, pool);
+        assert_eq!(lv("pool0").tags.kind, Some(Kind::Pool));
+        assert!(lv("pvc-1").is_volume() && !lv("pvc-2").is_volume());
+        assert!(lv("snap-1").is_snapshot() && !lv("snap-1").writable);
+        assert_eq!(lv("snap-1").csi_name().unwrap().as_str(), "snapshot-1");
+        assert_eq!(lv("a").size, Bytes::mib(100));
+        let striped = LvLayout::Striped {
+            stripes: 2,
+            stripe_size: Bytes::kib(64),
+        };
+        assert_eq!(lv("striped").layout, striped);
+        let thin = |lv: &Lv| match &lv.layout {
+            LvLayout::Thin {
+                device_id, origin, ..
+            } => (*device_id, origin.as_ref().map(ToString::to_string)),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(thin(lv("pvc-1")), (1, None));
+        assert_eq!(thin(lv("pvc-2")), (3, Some("snap-1".to_owned())));
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_refused() {
+        let broken = |from: &str, to: &str| {
+            assert!(VG0.contains(from), "{from}");
+            parse(&VG0.replacen(from, to, 1), &BTreeMap::new())
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(broken("version = 1", "version = 2").contains("version 1"));
+        assert!(broken("extent_size = 8192", "extent_size = 0").contains("extent_size is 0"));
+        assert!(broken("seqno = 15", "seqno = \"x\"").contains("seqno"));
+        assert!(broken("pe_count = 1023", "pe_count = 2").contains("beyond its end"));
+        assert!(broken("type = \"striped\"", "type = \"odd\"").contains("unknown use of PVs"));
+        assert!(parse("", &BTreeMap::new()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_cut_or_bent_text_never_panics(at in 0..VG0.len(), by in "[{}=\\[\\]\"0-9a-z ]{0,3}") {
+            if VG0.is_char_boundary(at) {
+                drop(parse(&VG0[..at], &BTreeMap::new()));
+                drop(parse(&format!("{}{by}{}", &VG0[..at], &VG0[at..]), &BTreeMap::new()));
+            }
+        }
+    }
+}

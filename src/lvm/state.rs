@@ -1,0 +1,201 @@
+//! What a volume group holds, as far as anything we do depends on it. Made by `report` and by
+//! `metadata`, read by the planners; it changes nothing itself.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::tag::{Kind, Tags};
+use crate::names::{CsiName, Handle, LvName, LvmUuid, VgName};
+use crate::units::{Bytes, ExtentSize, Extents};
+
+/// A volume group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VgState {
+    /// Its name. Two VGs may have the same one.
+    pub name: VgName,
+    /// Its identifier.
+    pub uuid: LvmUuid,
+    /// Grows with every change of the metadata.
+    pub seqno: u64,
+    /// Size of all its extents.
+    pub extent_size: ExtentSize,
+    /// Tags of the VG itself.
+    pub tags: Vec<String>,
+    /// Whether LVM lets nobody use it until it is imported.
+    pub exported: bool,
+    /// Owner among hosts that share the disks; empty for a VG of this host alone.
+    pub system_id: String,
+    /// Its disks, by PV identifier.
+    pub pvs: BTreeMap<LvmUuid, Pv>,
+    /// Its visible LVs. Hidden ones (legs, pool metadata) only show as space that is not free.
+    pub lvs: BTreeMap<LvName, Lv>,
+}
+
+/// A physical volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pv {
+    /// Where the device is now. `None` when it is missing.
+    pub device: Option<PathBuf>,
+    /// Whether LVM may allocate from it.
+    pub allocatable: bool,
+    /// Number of extents.
+    pub extents: Extents,
+    /// Runs of free extents: first extent and length, in order of the first.
+    pub free: Vec<(u64, u64)>,
+}
+
+/// A visible logical volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lv {
+    /// Its name.
+    pub name: LvName,
+    /// Its identifier.
+    pub uuid: LvmUuid,
+    /// Its size (of a thin LV: the virtual size; of a pool: the room for data).
+    pub size: Bytes,
+    /// What it is made of.
+    pub layout: LvLayout,
+    /// Its tags.
+    pub tags: Tags,
+    /// When it was made, in seconds since 1970.
+    pub created_unix: i64,
+    /// Whether it may be written to.
+    pub writable: bool,
+}
+
+/// What an LV is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LvLayout {
+    /// Extents in a row.
+    Linear,
+    /// Extents of several PVs in turn.
+    Striped {
+        /// Number of stripes, at least 2.
+        stripes: u32,
+        /// Bytes on one PV before the next one's turn.
+        stripe_size: Bytes,
+    },
+    /// A pool for thin LVs.
+    ThinPool {
+        /// Whether blocks are zeroed before they are first given out.
+        zero: bool,
+        /// Unit of allocation.
+        chunk_size: Bytes,
+    },
+    /// A thin LV.
+    Thin {
+        /// The pool it lives in.
+        pool: LvName,
+        /// Its number in the pool, for ever.
+        device_id: u64,
+        /// The LV it was snapshotted from, while that one exists.
+        origin: Option<LvName>,
+    },
+    /// Anything else, by LVM's name of the segment type. Counted as used space, never touched.
+    Other(String),
+}
+
+impl VgState {
+    /// Free extents of all PVs from which LVM may allocate.
+    #[must_use]
+    pub fn free_extents(&self) -> Extents {
+        self.usable_pvs()
+            .flat_map(|pv| &pv.free)
+            .map(|(_, len)| Extents::new(*len))
+            .sum()
+    }
+
+    /// PVs that are present and from which LVM may allocate.
+    pub fn usable_pvs(&self) -> impl Iterator<Item = &Pv> {
+        self.pvs
+            .values()
+            .filter(|pv| pv.allocatable && pv.device.is_some())
+    }
+
+    /// Size of all PVs.
+    #[must_use]
+    pub fn size(&self) -> Bytes {
+        self.extent_size
+            .size_of(self.pvs.values().map(|pv| pv.extents).sum())
+    }
+
+    /// Whether disks are missing.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.pvs.values().any(|pv| pv.device.is_none())
+    }
+
+    /// The PVs' devices, for `--devices`.
+    #[must_use]
+    pub fn devices(&self) -> Vec<PathBuf> {
+        self.pvs
+            .values()
+            .filter_map(|pv| pv.device.clone())
+            .collect()
+    }
+
+    /// Sum of the virtual sizes of all thin LVs in `pool`, snapshots and foreign ones included.
+    #[must_use]
+    pub fn thin_virtual_size(&self, pool: &LvName) -> Bytes {
+        self.lvs
+            .values()
+            .filter(|lv| lv.pool() == Some(pool))
+            .map(|lv| lv.size)
+            .sum()
+    }
+
+    /// The id of an LV of this VG.
+    #[must_use]
+    pub fn handle(&self, lv: &LvName) -> Handle {
+        Handle {
+            vg: self.uuid.clone(),
+            lv: lv.clone(),
+        }
+    }
+}
+
+impl Lv {
+    /// The pool of a thin LV.
+    #[must_use]
+    pub const fn pool(&self) -> Option<&LvName> {
+        match &self.layout {
+            LvLayout::Thin { pool, .. } => Some(pool),
+            LvLayout::Linear
+            | LvLayout::Striped { .. }
+            | LvLayout::ThinPool { .. }
+            | LvLayout::Other(_) => None,
+        }
+    }
+
+    /// Whether it is a volume of ours.
+    #[must_use]
+    pub fn is_volume(&self) -> bool {
+        self.tags.is_ours() && self.tags.kind == Some(Kind::Volume)
+    }
+
+    /// Whether it is a snapshot of ours.
+    #[must_use]
+    pub fn is_snapshot(&self) -> bool {
+        self.tags.is_ours() && self.tags.kind == Some(Kind::Snapshot)
+    }
+
+    /// The name that the CO gave to this volume or snapshot. `None` when it cannot be told.
+    #[must_use]
+    pub fn csi_name(&self) -> Option<CsiName> {
+        if let Some(name) = &self.tags.name {
+            return Some(name.clone());
+        }
+        let lv = self.name.as_str();
+        if self.is_volume() {
+            return CsiName::parse(lv).ok();
+        }
+        let rest = lv.strip_prefix("snap-")?;
+        CsiName::parse(&format!("snapshot-{rest}")).ok()
+    }
+
+    /// Whether making it is not finished: it was to be born larger than it is.
+    #[must_use]
+    pub fn is_unfinished(&self) -> bool {
+        self.tags.born_bytes.is_some_and(|born| self.size < born)
+    }
+}

@@ -1,0 +1,467 @@
+//! Names and identifiers, parsed once: what holds one of these types needs no further check.
+//! Nothing here knows whether the thing named exists.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+/// Why a text is not the name it should be. Written to stand behind the name of the field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NameError(String);
+
+/// The longest LV or VG name that LVM takes, in bytes (lvm(8), "Valid names").
+const LVM_NAME_MAX: usize = 127;
+/// The longest CSI name, in bytes (CSI spec, "Size Limits").
+const CSI_NAME_MAX: usize = 128;
+/// The longest LV name of ours: with a VG uuid and a slash it makes a handle within CSI's 128 bytes.
+const LV_NAME_MAX: usize = 63;
+/// `DM_NAME_LEN` of the kernel's dm-ioctl.h, less its terminating zero.
+const DM_NAME_MAX: usize = 127;
+/// Name parts that LVM keeps for itself (lvm(8), "Valid names").
+const RESERVED_PREFIXES: [&str; 2] = ["snapshot", "pvmove"];
+const RESERVED_PARTS: [&str; 17] = [
+    "_cdata", "_cmeta", "_corig", "_cpool", "_cvol", "_wcorig", "_mimage", "_mlog", "_rimage",
+    "_rmeta", "_tdata", "_tmeta", "_vdata", "_imeta", "_iorig", "_pmspare", "_vorigin",
+];
+/// Names that begin so are given by us; a CSI name that does is hashed, so that they cannot meet.
+const OWN_PREFIXES: [&str; 3] = ["snap-", "cb-", "lvol"];
+/// The namespace of every derived UUID (random, chosen once).
+const NAMESPACE: Uuid = Uuid::from_u128(0x3d0f_7a52_9b1c_4e67_8a2e_51c0_d4b6_f793);
+
+fn lvm_name(text: &str) -> Result<(), NameError> {
+    let err = |why: &str| Err(NameError(format!("{text:?} {why}")));
+    if text.is_empty() || text.len() > LVM_NAME_MAX {
+        return err("must have 1 to 127 characters");
+    }
+    if text.starts_with('-') || text == "." || text == ".." {
+        return err("must not begin with '-' or be '.' or '..'");
+    }
+    if !text
+        .bytes()
+        .all(|c| c.is_ascii_alphanumeric() || b"+_.-".contains(&c))
+    {
+        return err("may hold only letters, digits and + _ . -");
+    }
+    Ok(())
+}
+
+macro_rules! text_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", self.0)
+            }
+        }
+    };
+}
+
+text_type!(
+    /// The name of a volume group.
+    VgName
+);
+text_type!(
+    /// The name of a logical volume.
+    LvName
+);
+text_type!(
+    /// An LVM identifier as LVM prints it: 32 characters in groups of 6-4-4-4-4-4-6.
+    LvmUuid
+);
+text_type!(
+    /// The name of a backend: a DNS label or a chain of them.
+    BackendName
+);
+text_type!(
+    /// The name of a node, as its topology segment has it.
+    NodeName
+);
+text_type!(
+    /// The name that a CO gives to a volume or snapshot: 1 to 128 bytes, no control characters.
+    CsiName
+);
+
+impl VgName {
+    /// # Errors
+    /// When LVM would not take the name.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        lvm_name(text)?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl LvName {
+    /// Any name that LVM takes, also those of its hidden LVs.
+    ///
+    /// # Errors
+    /// When LVM would not take the name.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        lvm_name(text)?;
+        Ok(Self(text.to_owned()))
+    }
+
+    /// A name for an LV that we make: additionally nothing that LVM reserves.
+    ///
+    /// # Errors
+    /// When LVM would not make an LV of that name.
+    pub fn parse_new(text: &str) -> Result<Self, NameError> {
+        let name = Self::parse(text)?;
+        let reserved = RESERVED_PREFIXES.iter().any(|p| text.starts_with(p))
+            || RESERVED_PARTS.iter().any(|p| text.contains(p));
+        if reserved {
+            return Err(NameError(format!(
+                "{text:?} is a name that LVM keeps for itself"
+            )));
+        }
+        Ok(name)
+    }
+
+    /// The LV of the volume that a CO calls `name`: the name itself where LVM allows it, so that
+    /// `lvs` reads like `kubectl get pv`, else `cb-` and a hash.
+    #[must_use]
+    pub fn for_volume(name: &CsiName) -> Self {
+        let text = name.as_str();
+        let free = text.len() <= LV_NAME_MAX && !OWN_PREFIXES.iter().any(|p| text.starts_with(p));
+        match Self::parse_new(text) {
+            Ok(lv) if free => lv,
+            _ => Self::hashed("volume", text),
+        }
+    }
+
+    /// The LV of the snapshot that a CO calls `name`: `snap-x` for `snapshot-x` (the long prefix
+    /// is LVM's own), else `cb-` and a hash.
+    #[must_use]
+    pub fn for_snapshot(name: &CsiName) -> Self {
+        let text = name.as_str();
+        text.strip_prefix("snapshot-")
+            .map(|rest| format!("snap-{rest}"))
+            .filter(|short| short.len() <= LV_NAME_MAX && short.len() > "snap-".len())
+            .and_then(|short| Self::parse_new(&short).ok())
+            .unwrap_or_else(|| Self::hashed("snapshot", text))
+    }
+
+    fn hashed(kind: &str, text: &str) -> Self {
+        let id = Uuid::new_v5(&NAMESPACE, format!("{kind}:{text}").as_bytes());
+        Self(format!("cb-{id}"))
+    }
+}
+
+impl LvmUuid {
+    /// # Errors
+    /// When the text is not an identifier as LVM prints it.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        let groups: Vec<usize> = text.split('-').map(str::len).collect();
+        let chars = text
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || b"-!#".contains(&c));
+        if groups != [6, 4, 4, 4, 4, 4, 6] || !chars {
+            return Err(NameError(format!("{text:?} is not an LVM identifier")));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// From the 32 characters that stand on disk.
+    ///
+    /// # Errors
+    /// When these are not characters of an identifier.
+    pub fn from_compact(text: &str) -> Result<Self, NameError> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        for len in [6, 4, 4, 4, 4, 4, 6] {
+            let (head, tail) = rest
+                .split_at_checked(len)
+                .ok_or_else(|| NameError(format!("{text:?} is not an LVM identifier")))?;
+            parts.push(head);
+            rest = tail;
+        }
+        Self::parse(&(parts.join("-") + rest))
+    }
+
+    /// The 32 characters without dashes, as device-mapper uuids have them.
+    #[must_use]
+    pub fn compact(&self) -> String {
+        self.0.replace('-', "")
+    }
+
+    /// An identifier that is the same for the same text, for PVs that we make: after a cut it
+    /// proves that a half-made PV is ours.
+    #[must_use]
+    pub fn derived(text: &str) -> Self {
+        const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+        let (one, two) = (
+            Uuid::new_v5(&NAMESPACE, format!("pv1:{text}").as_bytes()),
+            Uuid::new_v5(&NAMESPACE, format!("pv2:{text}").as_bytes()),
+        );
+        let mut compact = String::with_capacity(32);
+        for byte in one.as_bytes().iter().chain(two.as_bytes()) {
+            let at = usize::from(*byte).checked_rem(ALPHABET.len()).unwrap_or(0);
+            compact.push(char::from(ALPHABET.get(at).copied().unwrap_or(b'0')));
+        }
+        let mut text = String::with_capacity(38);
+        for (i, c) in compact.chars().enumerate() {
+            if [6, 10, 14, 18, 22, 26].contains(&i) {
+                text.push('-');
+            }
+            text.push(c);
+        }
+        Self(text)
+    }
+
+    /// The UUID of the filesystem that is made on the LV with this identifier: always the same,
+    /// so that a half-made filesystem is recognised as our own, and a clone's differs from its
+    /// source's.
+    #[must_use]
+    pub fn filesystem_uuid(&self) -> Uuid {
+        Uuid::new_v5(&NAMESPACE, format!("fs:{}", self.0).as_bytes())
+    }
+}
+
+impl BackendName {
+    /// # Errors
+    /// When the text is not a DNS subdomain name of at most 63 characters.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        let label = |l: &str| {
+            !l.is_empty()
+                && !l.starts_with('-')
+                && !l.ends_with('-')
+                && l.bytes()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
+        };
+        if text.len() > 63 || !text.split('.').all(label) {
+            return Err(NameError(format!(
+                "{text:?} must have 1 to 63 lower case letters, digits, '-' and '.', as in lvmdriver-1"
+            )));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl NodeName {
+    /// # Errors
+    /// When it is empty, longer than a CSI node id may be (256 bytes), or has control characters.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        if text.is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
+            return Err(NameError(format!("{text:?} is not the name of a node")));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl CsiName {
+    /// # Errors
+    /// When it is empty, over 128 bytes, or has control characters (CSI spec, `CreateVolume`).
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        if text.is_empty() {
+            return Err(NameError("must not be empty".to_owned()));
+        }
+        if text.len() > CSI_NAME_MAX {
+            return Err(NameError(format!(
+                "has {} bytes, more than 128",
+                text.len()
+            )));
+        }
+        if text.chars().any(char::is_control) {
+            return Err(NameError(format!("{text:?} has control characters")));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// The CSI id of a volume or snapshot: `<vg uuid>/<lv name>`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Handle {
+    /// The volume group, by its identifier: names can be given twice.
+    pub vg: LvmUuid,
+    /// The LV in it.
+    pub lv: LvName,
+}
+
+impl Handle {
+    /// # Errors
+    /// When no volume or snapshot of this driver can have this id.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        let (vg, lv) = text
+            .split_once('/')
+            .ok_or_else(|| NameError(format!("{text:?} is not <vg uuid>/<lv name>")))?;
+        Ok(Self {
+            vg: LvmUuid::parse(vg)?,
+            lv: LvName::parse(lv)?,
+        })
+    }
+}
+
+impl fmt::Display for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.vg, self.lv)
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// The device-mapper name of an LV: both names with their dashes doubled, joined by one.
+///
+/// # Errors
+/// When it is longer than the kernel allows.
+pub fn dm_name(vg: &VgName, lv: &LvName) -> Result<String, NameError> {
+    let name = format!("{}-{}", vg.0.replace('-', "--"), lv.0.replace('-', "--"));
+    if name.len() > DM_NAME_MAX {
+        return Err(NameError(format!(
+            "the device name {name:?} has {} characters, more than {DM_NAME_MAX}: give the volume group a shorter name",
+            name.len()
+        )));
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn csi(text: &str) -> CsiName {
+        CsiName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn volumes_keep_their_name_where_lvm_allows_it() {
+        let pvc = "pvc-6f1cbb9d-3f6c-4a6c-8b43-0d9fa3cbb0b5";
+        assert_eq!(LvName::for_volume(&csi(pvc)).as_str(), pvc);
+        assert_eq!(
+            LvName::for_volume(&csi("web+data_1.2")).as_str(),
+            "web+data_1.2"
+        );
+        for odd in [
+            "snapshot-1",
+            "snap-1",
+            "cb-1",
+            "lvol0",
+            "pvmove0",
+            "a_tmeta",
+            "with blank",
+            "-x",
+            "..",
+            "ünïcode",
+            &"x".repeat(64),
+            &"n".repeat(128),
+        ] {
+            let lv = LvName::for_volume(&csi(odd));
+            assert!(lv.as_str().starts_with("cb-"), "{odd} -> {lv}");
+            assert_eq!(lv, LvName::parse_new(lv.as_str()).unwrap());
+        }
+    }
+
+    #[test]
+    fn snapshots_lose_the_prefix_that_lvm_reserves() {
+        let name = csi("snapshot-6f1cbb9d-3f6c-4a6c-8b43-0d9fa3cbb0b5");
+        assert_eq!(
+            LvName::for_snapshot(&name).as_str(),
+            "snap-6f1cbb9d-3f6c-4a6c-8b43-0d9fa3cbb0b5"
+        );
+        for odd in ["snapshot-", "daily", "snap-1", "snapshot-a b"] {
+            assert!(
+                LvName::for_snapshot(&csi(odd)).as_str().starts_with("cb-"),
+                "{odd}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_volume_and_a_snapshot_never_share_an_lv() {
+        for name in ["daily", "snap-x", "snapshot-x", "x", "cb-x"] {
+            assert_ne!(
+                LvName::for_volume(&csi(name)),
+                LvName::for_snapshot(&csi(name)),
+                "{name}"
+            );
+        }
+        assert_ne!(
+            LvName::for_volume(&csi("snap-x")),
+            LvName::for_snapshot(&csi("snapshot-x"))
+        );
+    }
+
+    #[test]
+    fn identifiers_on_disk_and_in_print() {
+        let id = LvmUuid::parse("9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6Ov").unwrap();
+        assert_eq!(id.compact(), "9xijuUB1GCB7FuPXHqP1oQunvPb4f6Ov");
+        assert_eq!(LvmUuid::from_compact(&id.compact()).unwrap(), id);
+        let derived = LvmUuid::derived("lvmdriver-1:/dev/disk/by-id/one");
+        assert_eq!(LvmUuid::parse(derived.as_str()).unwrap(), derived);
+        assert_ne!(derived, LvmUuid::derived("lvmdriver-1:/dev/disk/by-id/two"));
+        for bad in [
+            "",
+            "9xijuU",
+            "9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6O",
+            "../etc/passwd",
+        ] {
+            assert!(LvmUuid::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn handles_fit_into_csi_ids() {
+        let handle = Handle {
+            vg: LvmUuid::derived("x"),
+            lv: LvName::for_volume(&csi(&"n".repeat(128))),
+        };
+        assert_eq!(Handle::parse(&handle.to_string()).unwrap(), handle);
+        assert!(handle.to_string().len() <= 128);
+        for bad in [
+            "",
+            "a",
+            "a/b",
+            "9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6Ov/",
+            "/x",
+            "reallyfake",
+        ] {
+            assert!(Handle::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn device_mapper_doubles_dashes() {
+        let name = |vg, lv| dm_name(&VgName::parse(vg).unwrap(), &LvName::parse(lv).unwrap());
+        assert_eq!(name("vg-0", "pvc-1").unwrap(), "vg--0-pvc--1");
+        assert!(name(&"v-".repeat(60), "pvc-1").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_csi_name_gives_an_lv_that_lvm_takes(name in "\\PC{1,32}") {
+            if let Ok(name) = CsiName::parse(&name) {
+                for lv in [LvName::for_volume(&name), LvName::for_snapshot(&name)] {
+                    prop_assert_eq!(&LvName::parse_new(lv.as_str()).unwrap(), &lv);
+                    prop_assert!(lv.as_str().len() <= LV_NAME_MAX);
+                }
+            }
+        }
+
+        #[test]
+        fn parsing_never_panics(text in ".*") {
+            drop((Handle::parse(&text), LvmUuid::parse(&text), VgName::parse(&text)));
+            drop((LvmUuid::from_compact(&text), BackendName::parse(&text)));
+        }
+    }
+}
