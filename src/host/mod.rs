@@ -1,4 +1,155 @@
 //! The host: the only place that starts a program, opens a device, mounts, or reads the kernel's
 //! view. What an operation means, and what LVM's answers say, is decided elsewhere.
+//!
+//! [`Host`] is what the agent needs of it; [`Linux`] is the real one.
 
+pub mod block;
+pub mod dm;
+pub mod dm_status;
+pub mod filesystem;
 pub mod invocation;
+mod linux;
+pub mod mount;
+pub mod mountinfo;
+pub mod runner;
+pub mod superblock;
+
+use std::fmt::Debug;
+use std::io;
+use std::path::Path;
+
+use crate::units::Bytes;
+use block::Disk;
+use dm::DmDevice;
+use dm_status::DmStatus;
+use invocation::Invocation;
+pub use linux::Linux;
+use mount::MountCall;
+use mountinfo::MountTable;
+use runner::{Completed, RunError};
+
+/// What is at a path. Links are not followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathKind {
+    /// Nothing.
+    Absent,
+    /// A directory.
+    Directory,
+    /// A plain file.
+    File,
+    /// A block device of this number.
+    BlockDevice((u32, u32)),
+    /// Something else: a link, a socket, ...
+    Other,
+}
+
+/// How full a filesystem is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FilesystemUsage {
+    /// All blocks, blocks in use, and blocks that an ordinary user may still take.
+    pub bytes: Usage,
+    /// The same of inodes; all zero where the filesystem does not count them.
+    pub inodes: Usage,
+}
+
+/// Total, used and available; used and available need not sum up to the total.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// In all.
+    pub total: u64,
+    /// In use.
+    pub used: u64,
+    /// To be had.
+    pub available: u64,
+}
+
+/// What the agent needs of a host. All but [`Host::run`] may block, on a hanging disk for ever:
+/// they are called on threads made for that.
+pub trait Host: Debug + Send + Sync + 'static {
+    /// Runs a program to its end.
+    fn run(&self, call: &Invocation) -> impl Future<Output = Result<Completed, RunError>> + Send;
+
+    /// The active device of that device-mapper name.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn device(&self, dm_name: &str) -> io::Result<Option<DmDevice>>;
+
+    /// What device-mapper says of an active device: who has it open, how full a pool is.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn device_status(&self, dm_name: &str) -> io::Result<Option<DmStatus>>;
+
+    /// Reads from a device, past every cache.
+    ///
+    /// # Errors
+    /// When not all of it can be read.
+    fn read_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>>;
+
+    /// Makes a range of a device read as zeroes.
+    ///
+    /// # Errors
+    /// When that is not so for the whole range.
+    fn zero_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Looks at a disk.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be looked at.
+    fn disk(&self, path: &Path) -> io::Result<Disk>;
+
+    /// All mounts.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn mounts(&self) -> io::Result<MountTable>;
+
+    /// Mounts.
+    ///
+    /// # Errors
+    /// When nothing was mounted.
+    fn mount(&self, call: &MountCall) -> io::Result<()>;
+
+    /// Unmounts what is seen at a place.
+    ///
+    /// # Errors
+    /// When it is still mounted.
+    fn unmount(&self, target: &Path) -> io::Result<()>;
+
+    /// What is at a path.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    fn path_kind(&self, path: &Path) -> io::Result<PathKind>;
+
+    /// Makes a directory, with its parents.
+    ///
+    /// # Errors
+    /// When it is not there afterwards.
+    fn make_directory(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes an empty file to mount a device on.
+    ///
+    /// # Errors
+    /// When it is not there afterwards.
+    fn make_file(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes an empty directory, or a file. Never what is in a directory.
+    ///
+    /// # Errors
+    /// When it is still there.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// How full the filesystem at a path is.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn filesystem_usage(&self, path: &Path) -> io::Result<FilesystemUsage>;
+
+    /// The number and size of the block device at a path, links followed.
+    ///
+    /// # Errors
+    /// When there is none.
+    fn block_size(&self, path: &Path) -> io::Result<((u32, u32), Bytes)>;
+}

@@ -1,0 +1,225 @@
+//! What each filesystem wants: how it is made, checked, given a UUID and grown. Pure: argument
+//! lists, and what the programs' exit codes mean.
+
+use std::path::Path;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::invocation::{Effect, Invocation, Program};
+use super::runner::{Completed, Exit};
+use crate::lvm::tag::FsType;
+
+/// A probe reads a few hundred KiB; a device that takes longer hangs.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What `blkid -p` says of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// It knows nothing of what is on it: blank, as far as anybody can tell.
+    Nothing,
+    /// It found something; what, in its own words (`TYPE=ext4 UUID=...`).
+    Found(String),
+}
+
+/// Makes a filesystem. `uuid` is the one that [`crate::names::LvmUuid::filesystem_uuid`] derives.
+///
+/// Nothing is discarded: a thin volume has nothing yet, and a thick one's extents are as they are.
+#[must_use]
+pub fn make(fs: FsType, device: &Path, uuid: Uuid) -> Invocation {
+    let device = device.to_string_lossy().into_owned();
+    let uuid = uuid.to_string();
+    match fs {
+        FsType::Ext4 => change(
+            Program::MkfsExt4,
+            &[
+                // -F: a whole device is meant. -m 0: nothing is kept back for root.
+                // metadata_csum_seed: a clone's UUID is changed without rewriting every checksum.
+                "-q",
+                "-F",
+                "-m",
+                "0",
+                "-O",
+                "metadata_csum_seed",
+                "-E",
+                "nodiscard",
+                "-U",
+                &uuid,
+                &device,
+            ],
+        ),
+        FsType::Xfs => change(
+            Program::MkfsXfs,
+            &["-q", "-f", "-K", "-m", &format!("uuid={uuid}"), &device],
+        ),
+        FsType::Btrfs => change(
+            Program::MkfsBtrfs,
+            &["-q", "-f", "-K", "-U", &uuid, &device],
+        ),
+    }
+}
+
+/// What has to be run on an unmounted filesystem before it is mounted: repairs that are always
+/// safe. The others repair by replaying their log when they are mounted.
+#[must_use]
+pub fn check(fs: FsType, device: &Path) -> Option<Invocation> {
+    let device = device.to_string_lossy();
+    match fs {
+        FsType::Ext4 => Some(change(Program::E2fsck, &["-p", &device])),
+        FsType::Xfs | FsType::Btrfs => None,
+    }
+}
+
+/// What a check found.
+///
+/// # Errors
+/// When a person has to look at it, with what the program said.
+pub fn check_result(done: &Completed) -> Result<(), String> {
+    match done.exit {
+        // e2fsck(8): 1 is "errors corrected", 2 "corrected, reboot" (for a mounted root).
+        Exit::Code(0..=2) => Ok(()),
+        Exit::Code(_) | Exit::Signal(_) => Err(done.complaint()),
+    }
+}
+
+/// Whether the log has to be replayed by a mount before [`set_uuid`] works.
+#[must_use]
+pub const fn replay_before_set_uuid(fs: FsType) -> bool {
+    match fs {
+        // e2fsck has replayed it; btrfs keeps its log whatever its UUID is.
+        FsType::Ext4 | FsType::Btrfs => false,
+        FsType::Xfs => true,
+    }
+}
+
+/// Gives an unmounted filesystem another UUID.
+#[must_use]
+pub fn set_uuid(fs: FsType, device: &Path, uuid: Uuid) -> Invocation {
+    let (device, uuid) = (device.to_string_lossy(), uuid.to_string());
+    match fs {
+        FsType::Ext4 => change(Program::Tune2fs, &["-U", &uuid, &device]),
+        FsType::Xfs => change(Program::XfsAdmin, &["-U", &uuid, &device]),
+        FsType::Btrfs => change(Program::Btrfstune, &["-f", "-M", &uuid, &device]),
+    }
+}
+
+/// Grows a mounted filesystem to the size of its device.
+#[must_use]
+pub fn grow(fs: FsType, device: &Path, mounted_at: &Path) -> Invocation {
+    let (device, mounted_at) = (device.to_string_lossy(), mounted_at.to_string_lossy());
+    match fs {
+        FsType::Ext4 => change(Program::Resize2fs, &[&device]),
+        FsType::Xfs => change(Program::XfsGrowfs, &["-d", &mounted_at]),
+        FsType::Btrfs => change(
+            Program::Btrfs,
+            &["filesystem", "resize", "max", &mounted_at],
+        ),
+    }
+}
+
+/// Asks what is on a device, of the device itself and of nobody's cache.
+#[must_use]
+pub fn probe(device: &Path) -> Invocation {
+    let device = device.to_string_lossy().into_owned();
+    let args = ["-p", "-o", "export", &device].map(str::to_owned).to_vec();
+    Invocation {
+        program: Program::Blkid,
+        args,
+        effect: Effect::Read(PROBE_TIMEOUT),
+    }
+}
+
+/// What [`probe`] found.
+///
+/// # Errors
+/// When nothing can be concluded: then the device is *not* blank.
+pub fn probe_result(done: &Completed) -> Result<Probe, String> {
+    let words = || {
+        let lines = done
+            .stdout
+            .lines()
+            .filter(|l| !l.is_empty() && !l.starts_with("DEVNAME="));
+        lines.collect::<Vec<_>>().join(" ")
+    };
+    match done.exit {
+        Exit::Code(0) => Ok(Probe::Found(words())),
+        // blkid(8): 2 is "nothing found" - and, alas, also "cannot be read"; whoever asks has to
+        // read the device himself as well.
+        Exit::Code(2) if done.stdout.is_empty() && done.stderr.is_empty() => Ok(Probe::Nothing),
+        // 8 is "ambivalent": more than one signature.
+        Exit::Code(8) => Ok(Probe::Found("more than one signature".to_owned())),
+        Exit::Code(_) | Exit::Signal(_) => Err(done.complaint()),
+    }
+}
+
+fn change(program: Program, args: &[&str]) -> Invocation {
+    let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+    Invocation {
+        program,
+        args,
+        effect: Effect::Change,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn argument_lists() {
+        let (device, at) = (Path::new("/dev/mapper/vg0-pvc--1"), Path::new("/staging"));
+        let uuid = Uuid::from_u128(7);
+        let mut lines = Vec::new();
+        for fs in FsType::ALL {
+            lines.push(make(fs, device, uuid).to_string());
+            lines.extend(check(fs, device).map(|c| c.to_string()));
+            lines.push(set_uuid(fs, device, uuid).to_string());
+            lines.push(grow(fs, device, at).to_string());
+        }
+        lines.push(probe(device).to_string());
+        insta::assert_snapshot!(lines.join("\n"));
+    }
+
+    fn done(code: i32, stdout: &str, stderr: &str) -> Completed {
+        Completed {
+            exit: Exit::Code(code),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        }
+    }
+
+    #[test]
+    fn blank_only_when_blkid_says_just_that() {
+        assert_eq!(probe_result(&done(2, "", "")), Ok(Probe::Nothing));
+        let found = probe_result(&done(
+            0,
+            "DEVNAME=/dev/dm-3\nTYPE=ext4\nUSAGE=filesystem\n",
+            "",
+        ));
+        assert_eq!(
+            found,
+            Ok(Probe::Found("TYPE=ext4 USAGE=filesystem".to_owned()))
+        );
+        assert!(matches!(
+            probe_result(&done(8, "", "")),
+            Ok(Probe::Found(_))
+        ));
+        assert!(probe_result(&done(2, "", "blkid: error: /dev/dm-3: No such device")).is_err());
+        assert!(probe_result(&done(4, "", "usage")).is_err());
+        assert!(
+            probe_result(&Completed {
+                exit: Exit::Signal(9),
+                ..done(0, "", "")
+            })
+            .is_err()
+        );
+    }
+
+    #[test]
+    fn a_corrected_filesystem_is_fine_and_a_broken_one_is_not() {
+        for code in 0..=2 {
+            assert_eq!(check_result(&done(code, "", "")), Ok(()));
+        }
+        assert!(check_result(&done(4, "", "UNEXPECTED INCONSISTENCY")).is_err());
+    }
+}
