@@ -31,22 +31,13 @@ fn generate(protos: &str, out_dir: &Path) -> Result<()> {
     files.sort();
 
     // Fixtures import the options from `protos`.
-    let includes = if protos == "protos" {
-        vec![protos]
-    } else {
-        vec![protos, "protos"]
-    };
+    let includes = if protos == "protos" { vec![protos] } else { vec![protos, "protos"] };
     let mut compiler = protox::Compiler::new(includes)?;
-    compiler
-        .include_imports(true)
-        .include_source_info(true)
-        .open_files(files)?;
+    compiler.include_imports(true).include_source_info(true).open_files(files)?;
     // The comments in here become the documentation of the generated items.
     let documented = compiler.file_descriptor_set();
     // This encoding, unlike prost-types, keeps options such as csi_secret.
-    let descriptors = compiler
-        .include_source_info(false)
-        .encode_file_descriptor_set();
+    let descriptors = compiler.include_source_info(false).encode_file_descriptor_set();
     fs::write(out_dir.join("descriptors.bin"), descriptors)?;
 
     let secrets = redact::Secrets::find(&compiler.descriptor_pool())?;

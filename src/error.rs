@@ -41,10 +41,7 @@ pub enum ErrorKind {
 }
 
 /// An error with its kind, a sentence and, if there is one, its cause.
-#[allow(
-    clippy::error_impl_error,
-    reason = "the crate has one error type; its name says so"
-)]
+#[allow(clippy::error_impl_error, reason = "the crate has one error type; its name says so")]
 pub struct Error {
     kind: ErrorKind,
     message: String,
@@ -54,11 +51,7 @@ pub struct Error {
 impl Error {
     /// An error of `kind` with a sentence for people.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            source: None,
-        }
+        Self { kind, message: message.into(), source: None }
     }
 
     /// [`ErrorKind::Invalid`].

@@ -37,10 +37,7 @@ fn lvm_name(text: &str) -> Result<(), NameError> {
     if text.starts_with('-') || text == "." || text == ".." {
         return err("must not begin with '-' or be '.' or '..'");
     }
-    if !text
-        .bytes()
-        .all(|c| c.is_ascii_alphanumeric() || b"+_.-".contains(&c))
-    {
+    if !text.bytes().all(|c| c.is_ascii_alphanumeric() || b"+_.-".contains(&c)) {
         return err("may hold only letters, digits and + _ . -");
     }
     Ok(())
@@ -127,9 +124,7 @@ impl LvName {
         let reserved = RESERVED_PREFIXES.iter().any(|p| text.starts_with(p))
             || RESERVED_PARTS.iter().any(|p| text.contains(p));
         if reserved {
-            return Err(NameError(format!(
-                "{text:?} is a name that LVM keeps for itself"
-            )));
+            return Err(NameError(format!("{text:?} is a name that LVM keeps for itself")));
         }
         Ok(name)
     }
@@ -169,9 +164,7 @@ impl LvmUuid {
     /// When the text is not an identifier as LVM prints it.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let groups: Vec<usize> = text.split('-').map(str::len).collect();
-        let chars = text
-            .bytes()
-            .all(|c| c.is_ascii_alphanumeric() || b"-!#".contains(&c));
+        let chars = text.bytes().all(|c| c.is_ascii_alphanumeric() || b"-!#".contains(&c));
         if groups != [6, 4, 4, 4, 4, 4, 6] || !chars {
             return Err(NameError(format!("{text:?} is not an LVM identifier")));
         }
@@ -242,8 +235,7 @@ impl BackendName {
             !l.is_empty()
                 && !l.starts_with('-')
                 && !l.ends_with('-')
-                && l.bytes()
-                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
+                && l.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
         };
         if text.len() > 63 || !text.split('.').all(label) {
             return Err(NameError(format!(
@@ -273,10 +265,7 @@ impl CsiName {
             return Err(NameError("must not be empty".to_owned()));
         }
         if text.len() > CSI_NAME_MAX {
-            return Err(NameError(format!(
-                "has {} bytes, more than 128",
-                text.len()
-            )));
+            return Err(NameError(format!("has {} bytes, more than 128", text.len())));
         }
         if text.chars().any(char::is_control) {
             return Err(NameError(format!("{text:?} has control characters")));
@@ -301,10 +290,7 @@ impl Handle {
         let (vg, lv) = text
             .split_once('/')
             .ok_or_else(|| NameError(format!("{text:?} is not <vg uuid>/<lv name>")))?;
-        Ok(Self {
-            vg: LvmUuid::parse(vg)?,
-            lv: LvName::parse(lv)?,
-        })
+        Ok(Self { vg: LvmUuid::parse(vg)?, lv: LvName::parse(lv)? })
     }
 }
 
@@ -348,10 +334,7 @@ mod tests {
     fn volumes_keep_their_name_where_lvm_allows_it() {
         let pvc = "pvc-6f1cbb9d-3f6c-4a6c-8b43-0d9fa3cbb0b5";
         assert_eq!(LvName::for_volume(&csi(pvc)).as_str(), pvc);
-        assert_eq!(
-            LvName::for_volume(&csi("web+data_1.2")).as_str(),
-            "web+data_1.2"
-        );
+        assert_eq!(LvName::for_volume(&csi("web+data_1.2")).as_str(), "web+data_1.2");
         for odd in [
             "snapshot-1",
             "snap-1",
@@ -380,26 +363,16 @@ mod tests {
             "snap-6f1cbb9d-3f6c-4a6c-8b43-0d9fa3cbb0b5"
         );
         for odd in ["snapshot-", "daily", "snap-1", "snapshot-a b"] {
-            assert!(
-                LvName::for_snapshot(&csi(odd)).as_str().starts_with("cb-"),
-                "{odd}"
-            );
+            assert!(LvName::for_snapshot(&csi(odd)).as_str().starts_with("cb-"), "{odd}");
         }
     }
 
     #[test]
     fn a_volume_and_a_snapshot_never_share_an_lv() {
         for name in ["daily", "snap-x", "snapshot-x", "x", "cb-x"] {
-            assert_ne!(
-                LvName::for_volume(&csi(name)),
-                LvName::for_snapshot(&csi(name)),
-                "{name}"
-            );
+            assert_ne!(LvName::for_volume(&csi(name)), LvName::for_snapshot(&csi(name)), "{name}");
         }
-        assert_ne!(
-            LvName::for_volume(&csi("snap-x")),
-            LvName::for_snapshot(&csi("snapshot-x"))
-        );
+        assert_ne!(LvName::for_volume(&csi("snap-x")), LvName::for_snapshot(&csi("snapshot-x")));
     }
 
     #[test]
@@ -410,32 +383,18 @@ mod tests {
         let derived = LvmUuid::derived("lvmdriver-1:/dev/disk/by-id/one");
         assert_eq!(LvmUuid::parse(derived.as_str()).unwrap(), derived);
         assert_ne!(derived, LvmUuid::derived("lvmdriver-1:/dev/disk/by-id/two"));
-        for bad in [
-            "",
-            "9xijuU",
-            "9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6O",
-            "../etc/passwd",
-        ] {
+        for bad in ["", "9xijuU", "9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6O", "../etc/passwd"] {
             assert!(LvmUuid::parse(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn handles_fit_into_csi_ids() {
-        let handle = Handle {
-            vg: LvmUuid::derived("x"),
-            lv: LvName::for_volume(&csi(&"n".repeat(128))),
-        };
+        let handle =
+            Handle { vg: LvmUuid::derived("x"), lv: LvName::for_volume(&csi(&"n".repeat(128))) };
         assert_eq!(Handle::parse(&handle.to_string()).unwrap(), handle);
         assert!(handle.to_string().len() <= 128);
-        for bad in [
-            "",
-            "a",
-            "a/b",
-            "9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6Ov/",
-            "/x",
-            "reallyfake",
-        ] {
+        for bad in ["", "a", "a/b", "9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6Ov/", "/x", "reallyfake"] {
             assert!(Handle::parse(bad).is_err(), "{bad}");
         }
     }

@@ -105,10 +105,7 @@ impl fmt::Display for Bytes {
     /// `10 GiB` when that is exact, otherwise `10.4 GiB (11185496064 bytes)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")];
-        for (unit, name) in units
-            .into_iter()
-            .filter_map(|(u, n)| Some((NonZeroU64::new(u)?, n)))
-        {
+        for (unit, name) in units.into_iter().filter_map(|(u, n)| Some((NonZeroU64::new(u)?, n))) {
             if self.0 < unit.get() {
                 continue;
             }
@@ -154,11 +151,7 @@ impl Extents {
     /// The next multiple of `n`, as LVM rounds a striped LV. `n` = 0 counts as 1.
     #[must_use]
     pub fn ceil_to_multiple_of(self, n: u64) -> Self {
-        Self(
-            self.0
-                .checked_next_multiple_of(n.max(1))
-                .unwrap_or(u64::MAX),
-        )
+        Self(self.0.checked_next_multiple_of(n.max(1)).unwrap_or(u64::MAX))
     }
 
     /// The multiple of `n` at or below. `n` = 0 counts as 1.
@@ -276,16 +269,7 @@ mod tests {
         assert_eq!(parse_quantity("10Gi"), Ok(Bytes::gib(10)));
         assert_eq!(parse_quantity("5G"), Ok(Bytes::new(5_000_000_000)));
         assert_eq!(parse_quantity("512"), Ok(Bytes::new(512)));
-        for bad in [
-            "",
-            "Gi",
-            "-1",
-            "1.5Gi",
-            "1m",
-            "10gb",
-            "99999999999999999999",
-            "9000000Pi",
-        ] {
+        for bad in ["", "Gi", "-1", "1.5Gi", "1m", "10gb", "99999999999999999999", "9000000Pi"] {
             assert!(parse_quantity(bad).is_err(), "{bad}");
         }
     }

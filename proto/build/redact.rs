@@ -47,48 +47,32 @@ impl Secrets {
     pub(crate) fn find(pool: &DescriptorPool) -> Result<Self> {
         let ours = |package: &str| !package.starts_with("google.");
         Ok(Self {
-            option: pool
-                .get_extension_by_name(SECRET_OPTION)
-                .ok_or("no option csi_secret")?,
+            option: pool.get_extension_by_name(SECRET_OPTION).ok_or("no option csi_secret")?,
             messages: pool
                 .all_messages()
                 .filter(|message| ours(message.package_name()) && !message.is_map_entry())
                 .collect(),
-            enums: pool
-                .all_enums()
-                .filter(|item| ours(item.package_name()))
-                .collect(),
+            enums: pool.all_enums().filter(|item| ours(item.package_name())).collect(),
         })
     }
 
     /// Paths for `skip_debug`.
     pub(crate) fn messages_with_secrets(&self) -> Vec<String> {
-        let with_secret = self
-            .messages
-            .iter()
-            .filter(|message| self.has_secret(message));
-        with_secret
-            .map(|message| format!(".{}", message.full_name()))
-            .collect()
+        let with_secret = self.messages.iter().filter(|message| self.has_secret(message));
+        with_secret.map(|message| format!(".{}", message.full_name())).collect()
     }
 
     /// The impls for all types that prost leaves without `Debug`.
     pub(crate) fn debug_impls(&self) -> Result<String> {
         let mut out = HELPER.to_owned();
-        for message in self
-            .messages
-            .iter()
-            .filter(|message| self.lacks_debug(message))
-        {
+        for message in self.messages.iter().filter(|message| self.lacks_debug(message)) {
             self.message_impl(&mut out, message)?;
             for oneof in message.oneofs().filter(|oneof| !oneof.is_synthetic()) {
                 self.oneof_impl(&mut out, message, &oneof)?;
             }
         }
         for item in &self.enums {
-            let Some(parent) = item
-                .parent_message()
-                .filter(|parent| self.lacks_debug(parent))
+            let Some(parent) = item.parent_message().filter(|parent| self.lacks_debug(parent))
             else {
                 continue;
             };
@@ -121,9 +105,7 @@ impl Secrets {
     /// True for a message with a secret, and for all that is declared inside one.
     fn lacks_debug(&self, message: &MessageDescriptor) -> bool {
         self.has_secret(message)
-            || message
-                .parent_message()
-                .is_some_and(|parent| self.lacks_debug(&parent))
+            || message.parent_message().is_some_and(|parent| self.lacks_debug(&parent))
     }
 
     fn message_impl(&self, out: &mut String, message: &MessageDescriptor) -> Result<()> {
@@ -145,11 +127,7 @@ impl Secrets {
         }
         for oneof in message.oneofs().filter(|oneof| !oneof.is_synthetic()) {
             let member = field_name(oneof.name());
-            writeln!(
-                body,
-                "            .field({:?}, &self.{member})",
-                oneof.name()
-            )?;
+            writeln!(body, "            .field({:?}, &self.{member})", oneof.name())?;
         }
         body.push_str("            .finish()");
         write_impl(out, &path_of(message), &body)
@@ -196,22 +174,13 @@ impl ::core::fmt::Debug for {path} {{
 
 /// The oneof of a field, unless it stands for the word `optional`.
 fn real_oneof(field: &FieldDescriptor) -> Option<OneofDescriptor> {
-    field
-        .containing_oneof()
-        .filter(|oneof| !oneof.is_synthetic())
+    field.containing_oneof().filter(|oneof| !oneof.is_synthetic())
 }
 
 /// Path of the message's struct, as seen from where `modules.rs` is included.
 fn path_of(message: &MessageDescriptor) -> String {
     let module = message.parent_message().map_or_else(
-        || {
-            message
-                .package_name()
-                .split('.')
-                .map(field_name)
-                .collect::<Vec<_>>()
-                .join("::")
-        },
+        || message.package_name().split('.').map(field_name).collect::<Vec<_>>().join("::"),
         |parent| module_of(&parent),
     );
     format!("{module}::{}", type_name(message.name()))
@@ -232,9 +201,5 @@ fn type_name(name: &str) -> String {
 /// Name of a field or module, as prost spells it.
 fn field_name(name: &str) -> String {
     let name = name.to_snake_case();
-    if KEYWORDS.contains(&name.as_str()) {
-        format!("r#{name}")
-    } else {
-        name
-    }
+    if KEYWORDS.contains(&name.as_str()) { format!("r#{name}") } else { name }
 }

@@ -54,10 +54,7 @@ mod fixtures {
 }
 
 fn is_secret(field: &FieldDescriptor) -> bool {
-    let option = field
-        .parent_pool()
-        .get_extension_by_name("csi.v1.csi_secret")
-        .expect("option");
+    let option = field.parent_pool().get_extension_by_name("csi.v1.csi_secret").expect("option");
     field.options().get_extension(&option).as_bool() == Some(true)
 }
 
@@ -79,10 +76,7 @@ fn fill(descriptor: &MessageDescriptor, text: &str, round: usize, depth: usize) 
     let mut message = DynamicMessage::new(descriptor.clone());
     for field in descriptor.fields() {
         let out_of_turn = field.containing_oneof().is_some_and(|oneof| {
-            let place = oneof
-                .fields()
-                .position(|other| other == field)
-                .expect("its own field");
+            let place = oneof.fields().position(|other| other == field).expect("its own field");
             Some(place) != round.checked_rem(oneof.fields().len())
         });
         let nested = matches!(field.kind(), Kind::Message(_));
@@ -106,9 +100,7 @@ fn fill(descriptor: &MessageDescriptor, text: &str, round: usize, depth: usize) 
 }
 
 fn contains(bytes: &[u8], text: &str) -> bool {
-    bytes
-        .windows(text.len())
-        .any(|window| window == text.as_bytes())
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
 /// Checks every message of the pool; returns the names of those that held a secret themselves.
@@ -120,33 +112,21 @@ fn check_all(pool: &DescriptorPool, formatters: &[Formatter]) -> BTreeSet<String
         if descriptor.is_map_entry() || name.starts_with("google.protobuf.") {
             continue;
         }
-        let format = formatters
-            .get(name)
-            .unwrap_or_else(|| panic!("{name} is not in the table"));
+        let format = formatters.get(name).unwrap_or_else(|| panic!("{name} is not in the table"));
         for oneof in descriptor.oneofs() {
             assert!(oneof.fields().len() <= ROUNDS, "{name}: raise ROUNDS");
         }
         for round in 0..ROUNDS {
             let bytes = fill(&descriptor, SHOWN, round, DEPTH).encode_to_vec();
             for printed in format(&bytes).expect("the generated type reads the same bytes") {
-                assert!(
-                    !printed.contains("MARKER-SECRET"),
-                    "{name} prints a secret: {printed}"
-                );
-                assert!(
-                    !printed.contains("77, 65, 82, 75, 69, 82, 45, 83, 69"),
-                    "{name}: bytes"
-                );
+                assert!(!printed.contains("MARKER-SECRET"), "{name} prints a secret: {printed}");
+                assert!(!printed.contains("77, 65, 82, 75, 69, 82, 45, 83, 69"), "{name}: bytes");
                 assert_eq!(
                     printed.contains("<redacted"),
                     contains(&bytes, SECRET),
                     "{name}: a secret is redacted, and nothing else: {printed}"
                 );
-                assert_eq!(
-                    printed.contains(SHOWN),
-                    contains(&bytes, SHOWN),
-                    "{name}: {printed}"
-                );
+                assert_eq!(printed.contains(SHOWN), contains(&bytes, SHOWN), "{name}: {printed}");
             }
         }
         if descriptor.fields().any(|field| is_secret(&field)) {

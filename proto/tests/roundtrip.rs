@@ -17,9 +17,7 @@ use prost::Message;
 use prost_types::Timestamp;
 
 fn map<const N: usize>(pairs: [(&str, &str); N]) -> std::collections::BTreeMap<String, String> {
-    pairs
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into()
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
 }
 
 #[track_caller]
@@ -35,15 +33,10 @@ fn mode(mode: Mode) -> AccessMode {
 
 #[test]
 fn create_volume_request_with_all_fields() {
-    let place = Topology {
-        segments: map([("node", "n1")]),
-    };
+    let place = Topology { segments: map([("node", "n1")]) };
     let request = CreateVolumeRequest {
         name: "pvc-1".to_owned(),
-        capacity_range: Some(CapacityRange {
-            required_bytes: 1024,
-            limit_bytes: 2048,
-        }),
+        capacity_range: Some(CapacityRange { required_bytes: 1024, limit_bytes: 2048 }),
         volume_capabilities: vec![
             VolumeCapability {
                 access_type: Some(AccessType::Mount(MountVolume {
@@ -61,9 +54,7 @@ fn create_volume_request_with_all_fields() {
         parameters: map([("wipe", "zero"), ("backend", "b1")]),
         secrets: map([("k", "v")]),
         volume_content_source: Some(VolumeContentSource {
-            r#type: Some(Source::Snapshot(SnapshotSource {
-                snapshot_id: "vg/s".to_owned(),
-            })),
+            r#type: Some(Source::Snapshot(SnapshotSource { snapshot_id: "vg/s".to_owned() })),
         }),
         accessibility_requirements: Some(TopologyRequirement {
             requisite: vec![place.clone()],
@@ -125,15 +116,10 @@ fn snapshot_with_its_moment() {
         size_bytes: 1 << 30,
         snapshot_id: "vg/s".to_owned(),
         source_volume_id: "vg/lv".to_owned(),
-        creation_time: Some(Timestamp {
-            seconds: 300,
-            nanos: 5,
-        }),
+        creation_time: Some(Timestamp { seconds: 300, nanos: 5 }),
         ready_to_use: true,
         group_snapshot_id: String::new(),
-        accessible_topology: vec![Topology {
-            segments: map([("node", "n1")]),
-        }],
+        accessible_topology: vec![Topology { segments: map([("node", "n1")]) }],
     };
     assert_same(
         &snapshot,
@@ -169,12 +155,8 @@ fn plugin_info_with_all_fields() {
         endpoint: "/csi.sock".to_owned(),
         supported_versions: vec!["1.0.0".to_owned()],
     };
-    let parts: [&[u8]; 4] = [
-        b"\x0a\x09CSIPlugin",
-        b"\x12\x01d",
-        b"\x1a\x09/csi.sock",
-        b"\x22\x051.0.0",
-    ];
+    let parts: [&[u8]; 4] =
+        [b"\x0a\x09CSIPlugin", b"\x12\x01d", b"\x1a\x09/csi.sock", b"\x22\x051.0.0"];
     assert_same(&info, &parts);
 }
 
@@ -183,11 +165,7 @@ fn what_is_not_known_is_no_error() {
     // Field 2 is withdrawn; an older peer may still send it.
     let stats =
         NodeGetVolumeStatsResponse::decode(&b"\x0a\x04\x10\x64\x20\x02\x12\x02\x08\x01"[..]);
-    let usage = VolumeUsage {
-        total: 100,
-        unit: Unit::Inodes.into(),
-        ..VolumeUsage::default()
-    };
+    let usage = VolumeUsage { total: 100, unit: Unit::Inodes.into(), ..VolumeUsage::default() };
     assert_eq!(stats, Ok(NodeGetVolumeStatsResponse { usage: vec![usage] }));
 
     // An access mode of a later release keeps its number.

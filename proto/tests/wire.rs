@@ -30,15 +30,8 @@ impl Facts {
         pool.services()
             .filter(|service| in_package(service.package_name()))
             .for_each(|service| facts.service(&service));
-        for extension in pool
-            .all_extensions()
-            .filter(|item| in_package(item.package_name()))
-        {
-            let label = if extension.is_list() {
-                "repeated"
-            } else {
-                "singular"
-            };
+        for extension in pool.all_extensions().filter(|item| in_package(item.package_name())) {
+            let label = if extension.is_list() { "repeated" } else { "singular" };
             facts.add(format!(
                 "extension {} {} {} {label} {}",
                 extension.full_name(),
@@ -56,11 +49,7 @@ impl Facts {
 
     fn file(&mut self, file: &FileDescriptor) {
         // A file that names no syntax is proto2.
-        let syntax = file
-            .file_descriptor_proto()
-            .syntax
-            .as_deref()
-            .unwrap_or("proto2");
+        let syntax = file.file_descriptor_proto().syntax.as_deref().unwrap_or("proto2");
         self.add(format!("syntax {} {syntax}", file.package_name()));
     }
 
@@ -78,11 +67,7 @@ impl Facts {
         }
         for range in message.reserved_ranges() {
             // The end of a message's range is not part of it.
-            self.reserved(
-                name,
-                range.start.into(),
-                i64::from(range.end).saturating_sub(1),
-            );
+            self.reserved(name, range.start.into(), i64::from(range.end).saturating_sub(1));
         }
         for field in message.reserved_names() {
             self.add(format!("reserved {name} {field:?}"));
@@ -123,34 +108,18 @@ impl Facts {
     }
 
     fn reserved(&mut self, name: &str, first: i64, last: i64) {
-        let range = if first == last {
-            first.to_string()
-        } else {
-            format!("{first}-{last}")
-        };
+        let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
         self.add(format!("reserved {name} {range}"));
     }
 
     /// All options that are set, the standard ones and those of CSI.
     fn options(&mut self, owner: &str, options: &DynamicMessage) {
-        let text = |value: &Value| {
-            value
-                .as_bool()
-                .map_or(format!("{value:?}"), |b| b.to_string())
-        };
+        let text = |value: &Value| value.as_bool().map_or(format!("{value:?}"), |b| b.to_string());
         for (field, value) in options.fields() {
-            self.add(format!(
-                "option {owner} {} {}",
-                field.full_name(),
-                text(value)
-            ));
+            self.add(format!("option {owner} {} {}", field.full_name(), text(value)));
         }
         for (extension, value) in options.extensions() {
-            self.add(format!(
-                "option {owner} {} {}",
-                extension.full_name(),
-                text(value)
-            ));
+            self.add(format!("option {owner} {} {}", extension.full_name(), text(value)));
         }
     }
 }
@@ -161,10 +130,7 @@ fn describe(field: &FieldDescriptor) -> String {
         let entry = field.kind();
         let entry = entry.as_message().expect("a map entry is a message");
         let key = type_name(&entry.map_entry_key_field().kind());
-        (
-            "map",
-            format!("{key},{}", type_name(&entry.map_entry_value_field().kind())),
-        )
+        ("map", format!("{key},{}", type_name(&entry.map_entry_value_field().kind())))
     } else if field.is_list() {
         ("repeated", type_name(&field.kind()))
     } else if field.field_descriptor_proto().proto3_optional() {
@@ -173,17 +139,10 @@ fn describe(field: &FieldDescriptor) -> String {
         ("singular", type_name(&field.kind()))
     };
     let mut text = format!("{} {label} {kind}", field.number());
-    if let Some(oneof) = field
-        .containing_oneof()
-        .filter(|oneof| !oneof.is_synthetic())
-    {
+    if let Some(oneof) = field.containing_oneof().filter(|oneof| !oneof.is_synthetic()) {
         text = format!("{text} oneof={}", oneof.name());
     }
-    if field.is_packed() {
-        format!("{text} packed")
-    } else {
-        text
-    }
+    if field.is_packed() { format!("{text} packed") } else { text }
 }
 
 /// Full name of a message or enum, else the name of the scalar type.
@@ -195,11 +154,8 @@ fn type_name(kind: &Kind) -> String {
 fn assert_wire(package: &str, committed: &str) {
     let pool = DescriptorPool::decode(cinderblock_proto::FILE_DESCRIPTOR_SET).expect("descriptors");
     let ours = Facts::of_package(&pool, package).0;
-    let facts: BTreeSet<String> = committed
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(str::to_owned)
-        .collect();
+    let facts: BTreeSet<String> =
+        committed.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
     let missing: Vec<_> = facts.difference(&ours).collect();
     let extra: Vec<_> = ours.difference(&facts).collect();
     assert!(
@@ -216,8 +172,5 @@ fn csi_is_the_original_on_the_wire() {
 
 #[test]
 fn plugin_registration_is_the_original_on_the_wire() {
-    assert_wire(
-        "pluginregistration",
-        include_str!("pluginregistration-v1.wire"),
-    );
+    assert_wire("pluginregistration", include_str!("pluginregistration-v1.wire"));
 }

@@ -36,12 +36,8 @@ pub struct Disk {
 /// When it cannot be opened or read, or ends before the last byte.
 pub fn read(device: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>> {
     let file = direct(device)?;
-    let invalid = || {
-        io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "a read beyond what a device can have",
-        )
-    };
+    let invalid =
+        || io::Error::new(io::ErrorKind::InvalidInput, "a read beyond what a device can have");
     let start = offset.saturating_sub(offset.checked_rem(ALIGNMENT).unwrap_or_default());
     let end = offset
         .checked_add(len)
@@ -52,10 +48,7 @@ pub fn read(device: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>> {
     // Room to begin at an aligned address: no safe type promises alignment.
     let mut memory = vec![0_u8; want.saturating_add(align)];
     let skip = memory.as_ptr().align_offset(align);
-    let buffer = memory
-        .get_mut(skip..)
-        .and_then(|m| m.get_mut(..want))
-        .ok_or_else(invalid)?;
+    let buffer = memory.get_mut(skip..).and_then(|m| m.get_mut(..want)).ok_or_else(invalid)?;
     file.read_exact_at(buffer, start)?;
     let from = to_usize(offset.saturating_sub(start))?;
     let to = from.saturating_add(to_usize(len)?);
@@ -64,15 +57,9 @@ pub fn read(device: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>> {
 
 fn direct(device: &Path) -> io::Result<File> {
     let flags = i32::try_from((OFlags::DIRECT | OFlags::NOCTTY).bits()).unwrap_or_default();
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(device)?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(device)?;
     if !file.metadata()?.file_type().is_block_device() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "it is not a block device",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a block device"));
     }
     Ok(file)
 }
@@ -101,10 +88,7 @@ pub fn disk(path: &Path) -> io::Result<Disk> {
     let node = fs::canonicalize(path)?;
     let meta = fs::metadata(&node)?;
     if !meta.file_type().is_block_device() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "it is not a block device",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a block device"));
     }
     let (major, minor) = super::dm::numbers(meta.rdev());
     let sysfs = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
@@ -130,13 +114,7 @@ pub fn disk(path: &Path) -> io::Result<Disk> {
     partitions.sort();
     holders.sort();
     let size = Bytes::new(sectors.saturating_mul(512));
-    Ok(Disk {
-        claimed: claimed(&node)?,
-        node,
-        size,
-        partitions,
-        holders,
-    })
+    Ok(Disk { claimed: claimed(&node)?, node, size, partitions, holders })
 }
 
 /// Asks the kernel for the device for ourselves alone: it refuses while anybody else in any

@@ -47,10 +47,8 @@ pub fn find(name: &str) -> io::Result<Option<DmDevice>> {
     // a left-over node may bear any name.
     if let Ok(meta) = fs::metadata(Path::new("/dev/mapper").join(name)) {
         let (major, minor) = numbers(meta.rdev());
-        if let Some(found) = read(
-            &PathBuf::from(format!("/sys/dev/block/{major}:{minor}")),
-            name,
-        )? {
+        if let Some(found) = read(&PathBuf::from(format!("/sys/dev/block/{major}:{minor}")), name)?
+        {
             return Ok(Some(found));
         }
     }
@@ -87,13 +85,7 @@ fn read(sysfs: &Path, name: &str) -> io::Result<Option<DmDevice>> {
         return Ok(None);
     };
     let node = node(name, number)?;
-    Ok(Some(DmDevice {
-        name: found,
-        uuid,
-        number,
-        size,
-        node,
-    }))
+    Ok(Some(DmDevice { name: found, uuid, number, size, node }))
 }
 
 fn gone(e: &io::Error) -> bool {
@@ -135,10 +127,7 @@ impl PoolStatus {
         let mut words = line.split(' ');
         let transaction = words.next()?;
         if matches!(transaction, "Fail" | "Error") {
-            return Some(Self {
-                needs_check: true,
-                ..Self::default()
-            });
+            return Some(Self { needs_check: true, ..Self::default() });
         }
         let mut ratio = || {
             let (used, total) = words.next()?.split_once('/')?;

@@ -1,10 +1,7 @@
 //! What the device-mapper driver says of a device, by one ioctl (linux/dm-ioctl.h). Changes
 //! nothing.
 
-#![allow(
-    unsafe_code,
-    reason = "no crate asks device-mapper without linking libdevmapper"
-)]
+#![allow(unsafe_code, reason = "no crate asks device-mapper without linking libdevmapper")]
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -45,10 +42,6 @@ pub fn status(name: &str) -> io::Result<Option<DmStatus>> {
     let mut buffer = request(name)?;
     // SAFETY: `TableStatus` passes a pointer to `buffer`, which outlives the call. The kernel reads
     // `data_size` (BUFFER, its full length) from the header and never reads or writes beyond it.
-    #[allow(
-        unsafe_code,
-        reason = "no crate asks device-mapper without linking libdevmapper"
-    )]
     let result = unsafe { ioctl::ioctl(&control, TableStatus(&mut buffer)) };
     match result {
         Ok(()) => parse(&buffer).map(Some).ok_or_else(|| {
@@ -67,10 +60,6 @@ struct TableStatus<'a>(&'a mut [u8]);
 // SAFETY: the opcode is that of DM_TABLE_STATUS, whose argument is a `struct dm_ioctl` followed by
 // room for the answer, all of `data_size` bytes; `request` makes just that, and `as_ptr` hands over
 // its start. The output is what the kernel left there: plain bytes, valid in any combination.
-#[allow(
-    unsafe_code,
-    reason = "no crate asks device-mapper without linking libdevmapper"
-)]
 unsafe impl Ioctl for TableStatus<'_> {
     type Output = ();
     const IS_MUTATING: bool = true;
@@ -92,9 +81,7 @@ fn request(name: &str) -> io::Result<Vec<u8>> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "a device name is too long");
     let mut buffer = vec![0; BUFFER];
     let mut put = |at: usize, bytes: &[u8]| -> io::Result<()> {
-        let room = buffer
-            .get_mut(at..)
-            .and_then(|rest| rest.get_mut(..bytes.len()));
+        let room = buffer.get_mut(at..).and_then(|rest| rest.get_mut(..bytes.len()));
         room.ok_or_else(invalid)?.copy_from_slice(bytes);
         Ok(())
     };
@@ -111,12 +98,7 @@ fn request(name: &str) -> io::Result<Vec<u8>> {
 }
 
 fn parse(buffer: &[u8]) -> Option<DmStatus> {
-    let word = |at: usize| {
-        buffer
-            .get(at..)?
-            .first_chunk()
-            .map(|b| u32::from_ne_bytes(*b))
-    };
+    let word = |at: usize| buffer.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b));
     if word(28)? & FLAG_BUFFER_FULL != 0 {
         return None;
     }
@@ -131,18 +113,13 @@ fn parse(buffer: &[u8]) -> Option<DmStatus> {
         targets.push((kind, status));
         at = start.checked_add(next)?;
     }
-    Some(DmStatus {
-        open_count,
-        targets,
-    })
+    Some(DmStatus { open_count, targets })
 }
 
 /// Up to the first zero byte.
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(bytes.get(..end).unwrap_or_default())
-        .trim()
-        .to_owned()
+    String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).trim().to_owned()
 }
 
 #[cfg(test)]
@@ -165,10 +142,7 @@ mod tests {
         target(HEADER + 64, 128, "linear", "");
         let status = parse(&buffer).unwrap();
         assert_eq!(status.open_count, 4);
-        assert_eq!(
-            status.targets[0],
-            ("thin-pool".to_owned(), "0 1/2 3/4 - rw".to_owned())
-        );
+        assert_eq!(status.targets[0], ("thin-pool".to_owned(), "0 1/2 3/4 - rw".to_owned()));
         assert_eq!(status.targets[1].0, "linear");
         buffer[28..32].copy_from_slice(&FLAG_BUFFER_FULL.to_ne_bytes());
         assert_eq!(parse(&buffer), None);

@@ -48,14 +48,10 @@ pub fn make(fs: FsType, device: &Path, uuid: Uuid) -> Invocation {
                 &device,
             ],
         ),
-        FsType::Xfs => change(
-            Program::MkfsXfs,
-            &["-q", "-f", "-K", "-m", &format!("uuid={uuid}"), &device],
-        ),
-        FsType::Btrfs => change(
-            Program::MkfsBtrfs,
-            &["-q", "-f", "-K", "-U", &uuid, &device],
-        ),
+        FsType::Xfs => {
+            change(Program::MkfsXfs, &["-q", "-f", "-K", "-m", &format!("uuid={uuid}"), &device])
+        }
+        FsType::Btrfs => change(Program::MkfsBtrfs, &["-q", "-f", "-K", "-U", &uuid, &device]),
     }
 }
 
@@ -110,10 +106,7 @@ pub fn grow(fs: FsType, device: &Path, mounted_at: &Path) -> Invocation {
     match fs {
         FsType::Ext4 => change(Program::Resize2fs, &[&device]),
         FsType::Xfs => change(Program::XfsGrowfs, &["-d", &mounted_at]),
-        FsType::Btrfs => change(
-            Program::Btrfs,
-            &["filesystem", "resize", "max", &mounted_at],
-        ),
+        FsType::Btrfs => change(Program::Btrfs, &["filesystem", "resize", "max", &mounted_at]),
     }
 }
 
@@ -122,11 +115,7 @@ pub fn grow(fs: FsType, device: &Path, mounted_at: &Path) -> Invocation {
 pub fn probe(device: &Path) -> Invocation {
     let device = device.to_string_lossy().into_owned();
     let args = ["-p", "-o", "export", &device].map(str::to_owned).to_vec();
-    Invocation {
-        program: Program::Blkid,
-        args,
-        effect: Effect::Read(PROBE_TIMEOUT),
-    }
+    Invocation { program: Program::Blkid, args, effect: Effect::Read(PROBE_TIMEOUT) }
 }
 
 /// What [`probe`] found.
@@ -135,10 +124,7 @@ pub fn probe(device: &Path) -> Invocation {
 /// When nothing can be concluded: then the device is *not* blank.
 pub fn probe_result(done: &Completed) -> Result<Probe, String> {
     let words = || {
-        let lines = done
-            .stdout
-            .lines()
-            .filter(|l| !l.is_empty() && !l.starts_with("DEVNAME="));
+        let lines = done.stdout.lines().filter(|l| !l.is_empty() && !l.starts_with("DEVNAME="));
         lines.collect::<Vec<_>>().join(" ")
     };
     match done.exit {
@@ -154,11 +140,7 @@ pub fn probe_result(done: &Completed) -> Result<Probe, String> {
 
 fn change(program: Program, args: &[&str]) -> Invocation {
     let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-    Invocation {
-        program,
-        args,
-        effect: Effect::Change,
-    }
+    Invocation { program, args, effect: Effect::Change }
 }
 
 #[cfg(test)]
@@ -181,38 +163,18 @@ mod tests {
     }
 
     fn done(code: i32, stdout: &str, stderr: &str) -> Completed {
-        Completed {
-            exit: Exit::Code(code),
-            stdout: stdout.into(),
-            stderr: stderr.into(),
-        }
+        Completed { exit: Exit::Code(code), stdout: stdout.into(), stderr: stderr.into() }
     }
 
     #[test]
     fn blank_only_when_blkid_says_just_that() {
         assert_eq!(probe_result(&done(2, "", "")), Ok(Probe::Nothing));
-        let found = probe_result(&done(
-            0,
-            "DEVNAME=/dev/dm-3\nTYPE=ext4\nUSAGE=filesystem\n",
-            "",
-        ));
-        assert_eq!(
-            found,
-            Ok(Probe::Found("TYPE=ext4 USAGE=filesystem".to_owned()))
-        );
-        assert!(matches!(
-            probe_result(&done(8, "", "")),
-            Ok(Probe::Found(_))
-        ));
+        let found = probe_result(&done(0, "DEVNAME=/dev/dm-3\nTYPE=ext4\nUSAGE=filesystem\n", ""));
+        assert_eq!(found, Ok(Probe::Found("TYPE=ext4 USAGE=filesystem".to_owned())));
+        assert!(matches!(probe_result(&done(8, "", "")), Ok(Probe::Found(_))));
         assert!(probe_result(&done(2, "", "blkid: error: /dev/dm-3: No such device")).is_err());
         assert!(probe_result(&done(4, "", "usage")).is_err());
-        assert!(
-            probe_result(&Completed {
-                exit: Exit::Signal(9),
-                ..done(0, "", "")
-            })
-            .is_err()
-        );
+        assert!(probe_result(&Completed { exit: Exit::Signal(9), ..done(0, "", "") }).is_err());
     }
 
     #[test]

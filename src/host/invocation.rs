@@ -121,10 +121,7 @@ impl fmt::Display for Invocation {
         while let Some(arg) = args.next() {
             if arg == "--config" {
                 args.next();
-            } else if arg
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_./=,:+@#".contains(c))
-            {
+            } else if arg.chars().all(|c| c.is_ascii_alphanumeric() || "-_./=,:+@#".contains(c)) {
                 write!(f, " {arg}")?;
             } else {
                 write!(f, " '{arg}'")?;

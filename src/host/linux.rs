@@ -29,9 +29,7 @@ impl Linux {
     /// # Errors
     /// When a program is missing, with the package that has it.
     pub fn new(lvm_dir: &Path) -> Result<Self> {
-        Ok(Self {
-            runner: Runner::new(lvm_dir)?,
-        })
+        Ok(Self { runner: Runner::new(lvm_dir)? })
     }
 }
 
@@ -61,9 +59,7 @@ impl Host for Linux {
     }
 
     fn mounts(&self) -> io::Result<MountTable> {
-        Ok(MountTable::parse(&fs::read_to_string(
-            "/proc/self/mountinfo",
-        )?))
+        Ok(MountTable::parse(&fs::read_to_string("/proc/self/mountinfo")?))
     }
 
     fn mount(&self, call: &MountCall) -> io::Result<()> {
@@ -93,21 +89,14 @@ impl Host for Linux {
     }
 
     fn make_directory(&self, path: &Path) -> io::Result<()> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o750)
-            .create(path)
+        fs::DirBuilder::new().recursive(true).mode(0o750).create(path)
     }
 
     fn make_file(&self, path: &Path) -> io::Result<()> {
         if let Some(parent) = path.parent() {
             self.make_directory(parent)?;
         }
-        let made = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o640)
-            .open(path);
+        let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o640).open(path);
         match made {
             Ok(_) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -143,10 +132,7 @@ impl Host for Linux {
     fn block_size(&self, path: &Path) -> io::Result<((u32, u32), Bytes)> {
         let meta = fs::metadata(path)?;
         if !meta.file_type().is_block_device() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "it is not a block device",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a block device"));
         }
         let (major, minor) = dm::numbers(meta.rdev());
         let sectors = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size"))?;

@@ -78,10 +78,7 @@ impl Options {
             };
             flags.set(flag, on);
         }
-        Self {
-            flags,
-            data: data.join(","),
-        }
+        Self { flags, data: data.join(",") }
     }
 }
 
@@ -91,33 +88,15 @@ impl Options {
 /// What mount(2) says. A bind whose options could not be set is taken back.
 pub fn mount(call: &MountCall) -> io::Result<()> {
     match call {
-        MountCall::Device {
-            device,
-            target,
-            fs,
-            options,
-        } => {
+        MountCall::Device { device, target, fs, options } => {
             let options = Options::parse(options.iter().map(String::as_str));
             let data = CString::new(options.data).map_err(|_| {
-                io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    "a mount option holds a zero byte",
-                )
+                io::Error::new(io::ErrorKind::InvalidInput, "a mount option holds a zero byte")
             })?;
             let data = Some(data.as_c_str()).filter(|d| !d.is_empty());
-            Ok(rustix::mount::mount(
-                device,
-                target,
-                fs.as_str(),
-                options.flags,
-                data,
-            )?)
+            Ok(rustix::mount::mount(device, target, fs.as_str(), options.flags, data)?)
         }
-        MountCall::Bind {
-            source,
-            target,
-            options,
-        } => {
+        MountCall::Bind { source, target, options } => {
             rustix::mount::mount_bind(source, target)?;
             remount_bind(target, options).inspect_err(|_| {
                 if let Err(error) = unmount(target) {
@@ -137,11 +116,7 @@ fn remount_bind(target: &Path, options: &[String]) -> io::Result<()> {
     if flags.is_empty() {
         return Ok(());
     }
-    Ok(rustix::mount::mount_remount(
-        target,
-        flags | MountFlags::BIND,
-        c"",
-    )?)
+    Ok(rustix::mount::mount_remount(target, flags | MountFlags::BIND, c"")?)
 }
 
 /// Unmounts what is seen at a place. Never lazily, never by force: who still uses it must be seen.
@@ -161,13 +136,7 @@ mod tests {
         let parse = |text: &str| Options::parse(text.split(','));
         let options = parse("defaults,noatime,discard,ro,commit=5,nosuid");
         let flags = MountFlags::NOATIME | MountFlags::RDONLY | MountFlags::NOSUID;
-        assert_eq!(
-            options,
-            Options {
-                flags,
-                data: "discard,commit=5".to_owned()
-            }
-        );
+        assert_eq!(options, Options { flags, data: "discard,commit=5".to_owned() });
         assert_eq!(parse("ro,rw").flags, MountFlags::empty());
         assert_eq!(parse("").data, "");
     }

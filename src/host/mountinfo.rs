@@ -81,11 +81,7 @@ fn unescape(text: &str) -> PathBuf {
             .and_then(|digits| std::str::from_utf8(digits).ok())
             .and_then(|digits| u8::from_str_radix(digits, 8).ok());
         out.push(code.unwrap_or(byte));
-        rest = if code.is_some() {
-            tail.get(3..).unwrap_or_default()
-        } else {
-            tail
-        };
+        rest = if code.is_some() { tail.get(3..).unwrap_or_default() } else { tail };
     }
     PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(out))
 }
@@ -110,19 +106,14 @@ broken line
     fn reads_the_kernels_table() {
         let table = MountTable::parse(TEXT);
         assert_eq!(table.iter().count(), 7);
-        let staged = table
-            .at(Path::new("/var/lib/kubelet/plugins/a b/globalmount"))
-            .unwrap();
+        let staged = table.at(Path::new("/var/lib/kubelet/plugins/a b/globalmount")).unwrap();
         assert_eq!(staged.device, (253, 3));
         assert_eq!(staged.fs_type, "ext4");
         assert_eq!(staged.source, Path::new("/dev/mapper/vg0-pvc--1"));
         assert_eq!(staged.super_options, ["rw", "discard"]);
         assert!(!staged.read_only);
         assert!(table.at(Path::new("/pods/x/mount")).unwrap().read_only);
-        assert_eq!(
-            table.at(Path::new("/pods/x/dev")).unwrap().root,
-            Path::new("/dm-4")
-        );
+        assert_eq!(table.at(Path::new("/pods/x/dev")).unwrap().root, Path::new("/dm-4"));
     }
 
     #[test]

@@ -71,18 +71,9 @@ impl Completed {
             Exit::Code(code) => format!("exit code {code}"),
             Exit::Signal(signal) => format!("killed by signal {signal}"),
         };
-        let said: Vec<&str> = self
-            .stderr
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .take(8)
-            .collect();
-        if said.is_empty() {
-            how
-        } else {
-            format!("{how}: {}", said.join("; "))
-        }
+        let said: Vec<&str> =
+            self.stderr.lines().map(str::trim).filter(|line| !line.is_empty()).take(8).collect();
+        if said.is_empty() { how } else { format!("{how}: {}", said.join("; ")) }
     }
 }
 
@@ -124,11 +115,7 @@ impl Runner {
             ("LVM_SYSTEM_DIR", lvm_dir.to_string_lossy().into_owned()),
             ("LVM_SUPPRESS_FD_WARNINGS", "1".to_owned()),
         ];
-        Ok(Self {
-            paths,
-            environment,
-            running: Semaphore::new(RUNNING_MAX),
-        })
+        Ok(Self { paths, environment, running: Semaphore::new(RUNNING_MAX) })
     }
 
     /// Runs a call to its end. A change is waited for however long it takes.
@@ -143,10 +130,7 @@ impl Runner {
         let started = Instant::now();
         tracing::debug!(command = %call, "starting");
         let mut child = self.start(call)?;
-        let group = child
-            .id()
-            .and_then(|id| i32::try_from(id).ok())
-            .and_then(Pid::from_raw);
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let result = match call.effect {
             Effect::Change => watch(&label, finish(&mut child)).await.map_err(lost)?,
             Effect::Read(limit) => {
@@ -180,9 +164,7 @@ impl Runner {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(false);
-        command
-            .spawn()
-            .map_err(|e| RunError::Start(call.label(), e))
+        command.spawn().map_err(|e| RunError::Start(call.label(), e))
     }
 }
 
@@ -205,18 +187,11 @@ async fn finish(child: &mut Child) -> std::io::Result<Completed> {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (stdout, stderr, status) = tokio::join!(drain(stdout), drain(stderr), child.wait());
     let status = status?;
-    let exit = match (
-        status.code(),
-        std::os::unix::process::ExitStatusExt::signal(&status),
-    ) {
+    let exit = match (status.code(), std::os::unix::process::ExitStatusExt::signal(&status)) {
         (Some(code), _) => Exit::Code(code),
         (None, signal) => Exit::Signal(signal.unwrap_or_default()),
     };
-    Ok(Completed {
-        exit,
-        stdout: stdout?,
-        stderr: stderr?,
-    })
+    Ok(Completed { exit, stdout: stdout?, stderr: stderr? })
 }
 
 /// Reads a stream to its end and keeps its beginning: a program must never block on a full pipe.
@@ -225,10 +200,7 @@ async fn drain(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<String
         return Ok(String::new());
     };
     let mut kept = Vec::new();
-    (&mut stream)
-        .take(OUTPUT_BYTES_MAX)
-        .read_to_end(&mut kept)
-        .await?;
+    (&mut stream).take(OUTPUT_BYTES_MAX).read_to_end(&mut kept).await?;
     tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
     Ok(String::from_utf8_lossy(&kept).into_owned())
 }
@@ -240,10 +212,7 @@ mod tests {
     /// A runner for which every program is a shell that runs its first argument.
     fn shell() -> Runner {
         Runner {
-            paths: Program::ALL
-                .into_iter()
-                .map(|p| (p, PathBuf::from("/bin/sh")))
-                .collect(),
+            paths: Program::ALL.into_iter().map(|p| (p, PathBuf::from("/bin/sh"))).collect(),
             environment: vec![("LC_ALL", "C".to_owned())],
             running: Semaphore::new(2),
         }
@@ -251,52 +220,31 @@ mod tests {
 
     fn call(script: &str, effect: Effect) -> Invocation {
         let args = vec!["-c".to_owned(), script.to_owned()];
-        Invocation {
-            program: Program::Blkid,
-            args,
-            effect,
-        }
+        Invocation { program: Program::Blkid, args, effect }
     }
 
     #[tokio::test]
     async fn keeps_streams_and_exit_codes_apart() {
-        let done = shell()
-            .run(&call("echo out; echo err >&2; exit 5", Effect::Change))
-            .await
-            .unwrap();
+        let done =
+            shell().run(&call("echo out; echo err >&2; exit 5", Effect::Change)).await.unwrap();
         assert_eq!(done.exit, Exit::Code(5));
-        assert_eq!(
-            (done.stdout.as_str(), done.stderr.as_str()),
-            ("out\n", "err\n")
-        );
+        assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("out\n", "err\n"));
         assert_eq!(done.complaint(), "exit code 5: err");
-        let done = shell()
-            .run(&call("kill -SEGV $$", Effect::Change))
-            .await
-            .unwrap();
+        let done = shell().run(&call("kill -SEGV $$", Effect::Change)).await.unwrap();
         assert_eq!(done.exit, Exit::Signal(11));
     }
 
     #[tokio::test]
     async fn hands_down_nothing_but_its_own_environment() {
-        let done = shell()
-            .run(&call("export -p; cat", Effect::Change))
-            .await
-            .unwrap();
-        assert!(
-            done.stdout.contains("LC_ALL") && !done.stdout.contains("HOME"),
-            "{}",
-            done.stdout
-        );
+        let done = shell().run(&call("export -p; cat", Effect::Change)).await.unwrap();
+        assert!(done.stdout.contains("LC_ALL") && !done.stdout.contains("HOME"), "{}", done.stdout);
     }
 
     #[tokio::test]
     async fn a_read_is_given_up_with_all_its_children() {
         let limit = Duration::from_millis(200);
         let started = Instant::now();
-        let error = shell()
-            .run(&call("sleep 60 & sleep 60", Effect::Read(limit)))
-            .await;
+        let error = shell().run(&call("sleep 60 & sleep 60", Effect::Read(limit))).await;
         assert!(matches!(error, Err(RunError::Timeout(_, _))), "{error:?}");
         assert!(started.elapsed() < Duration::from_secs(30));
     }
@@ -321,10 +269,7 @@ mod tests {
 
     #[tokio::test]
     async fn much_output_does_not_block_the_program() {
-        let done = shell()
-            .run(&call("head -c 3000000 /dev/zero", Effect::Change))
-            .await
-            .unwrap();
+        let done = shell().run(&call("head -c 3000000 /dev/zero", Effect::Change)).await.unwrap();
         assert_eq!(done.stdout.len(), 3_000_000);
     }
 }

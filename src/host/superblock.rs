@@ -28,9 +28,7 @@ pub struct Superblock {
 /// The filesystem whose superblock is in the first [`HEAD_BYTES`] of a device, if there is one.
 #[must_use]
 pub fn parse(head: &[u8]) -> Option<Superblock> {
-    btrfs(head.get(BTRFS_AT..)?)
-        .or_else(|| xfs(head))
-        .or_else(|| ext4(head.get(EXT4_AT..)?))
+    btrfs(head.get(BTRFS_AT..)?).or_else(|| xfs(head)).or_else(|| ext4(head.get(EXT4_AT..)?))
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -42,21 +40,11 @@ fn ext4(sb: &[u8]) -> Option<Superblock> {
         return None;
     }
     let le32 = |at| array(sb, at).map(u32::from_le_bytes);
-    let high = if le32(96)? & EXT4_INCOMPAT_64BIT == 0 {
-        0
-    } else {
-        le32(336)?
-    };
+    let high = if le32(96)? & EXT4_INCOMPAT_64BIT == 0 { 0 } else { le32(336)? };
     let blocks = u64::from(high) << 32 | u64::from(le32(4)?);
-    let block_size = 1024_u64
-        .checked_shl(le32(24)?)
-        .filter(|size| *size <= 64 << 10)?;
+    let block_size = 1024_u64.checked_shl(le32(24)?).filter(|size| *size <= 64 << 10)?;
     let size = Bytes::new(blocks.checked_mul(block_size)?);
-    Some(Superblock {
-        fs: FsType::Ext4,
-        uuid: Uuid::from_bytes(array(sb, 104)?),
-        size,
-    })
+    Some(Superblock { fs: FsType::Ext4, uuid: Uuid::from_bytes(array(sb, 104)?), size })
 }
 
 fn xfs(sb: &[u8]) -> Option<Superblock> {
@@ -65,11 +53,7 @@ fn xfs(sb: &[u8]) -> Option<Superblock> {
     }
     let block_size = u64::from(u32::from_be_bytes(array(sb, 4)?));
     let size = Bytes::new(u64::from_be_bytes(array(sb, 8)?).checked_mul(block_size)?);
-    Some(Superblock {
-        fs: FsType::Xfs,
-        uuid: Uuid::from_bytes(array(sb, 32)?),
-        size,
-    })
+    Some(Superblock { fs: FsType::Xfs, uuid: Uuid::from_bytes(array(sb, 32)?), size })
 }
 
 fn btrfs(sb: &[u8]) -> Option<Superblock> {
@@ -77,11 +61,7 @@ fn btrfs(sb: &[u8]) -> Option<Superblock> {
         return None;
     }
     let size = Bytes::new(u64::from_le_bytes(array(sb, 112)?));
-    Some(Superblock {
-        fs: FsType::Btrfs,
-        uuid: Uuid::from_bytes(array(sb, 32)?),
-        size,
-    })
+    Some(Superblock { fs: FsType::Btrfs, uuid: Uuid::from_bytes(array(sb, 32)?), size })
 }
 
 /// A superblock as our mkfs would leave it, for tests and for the simulation.
@@ -90,10 +70,7 @@ fn btrfs(sb: &[u8]) -> Option<Superblock> {
 pub fn print(superblock: &Superblock) -> Vec<u8> {
     let mut head = vec![0; usize::try_from(HEAD_BYTES).unwrap_or_default()];
     let mut put = |at: usize, bytes: &[u8]| {
-        if let Some(room) = head
-            .get_mut(at..)
-            .and_then(|rest| rest.get_mut(..bytes.len()))
-        {
+        if let Some(room) = head.get_mut(at..).and_then(|rest| rest.get_mut(..bytes.len())) {
             room.copy_from_slice(bytes);
         }
     };

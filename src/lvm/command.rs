@@ -181,10 +181,7 @@ pub fn report() -> Invocation {
 /// LVM's version.
 #[must_use]
 pub fn version() -> Invocation {
-    Args {
-        list: vec!["version".to_owned()],
-    }
-    .read()
+    Args { list: vec!["version".to_owned()] }.read()
 }
 
 /// Makes a PV whose identifier proves later that it is ours.
@@ -192,19 +189,8 @@ pub fn version() -> Invocation {
 pub fn create_pv(device: &Path, uuid: &LvmUuid) -> Invocation {
     let path = device.to_string_lossy();
     Args::new("pvcreate", Log::Json)
-        .with(&[
-            "--yes",
-            "--devices",
-            &path,
-            "--uuid",
-            uuid.as_str(),
-            "--norestorefile",
-        ])
-        .with(&[
-            "--metadatasize",
-            &format!("{}b", PV_METADATA_SIZE.get()),
-            &path,
-        ])
+        .with(&["--yes", "--devices", &path, "--uuid", uuid.as_str(), "--norestorefile"])
+        .with(&["--metadatasize", &format!("{}b", PV_METADATA_SIZE.get()), &path])
         .change()
 }
 
@@ -226,18 +212,10 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
     let vg = target.vg.as_str();
     let full = |lv: &LvName| format!("{vg}/{lv}");
     match change {
-        Change::CreateThick {
-            lv,
-            extents,
-            layout,
-            tags,
-        } => create_thick(target, lv, *extents, layout, tags),
-        Change::CreateThin {
-            lv,
-            pool,
-            size,
-            tags,
-        } => create(
+        Change::CreateThick { lv, extents, layout, tags } => {
+            create_thick(target, lv, *extents, layout, tags)
+        }
+        Change::CreateThin { lv, pool, size, tags } => create(
             target,
             lv,
             tags,
@@ -251,34 +229,22 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
                 pool.as_str(),
             ],
         ),
-        Change::SnapshotThin { lv, origin, tags } => create(
-            target,
-            lv,
-            tags,
-            &full(origin),
-            &["--snapshot", "--permission", "r"],
-        ),
+        Change::SnapshotThin { lv, origin, tags } => {
+            create(target, lv, tags, &full(origin), &["--snapshot", "--permission", "r"])
+        }
         Change::CloneThin { lv, origin, tags } => create(
             target,
             lv,
             tags,
             &full(origin),
-            &[
-                "--snapshot",
-                "--permission",
-                "rw",
-                "--setactivationskip",
-                "n",
-                "--activate",
-                "y",
-            ],
+            &["--snapshot", "--permission", "rw", "--setactivationskip", "n", "--activate", "y"],
         ),
         Change::Extend { lv, extents } => Args::on(target, "lvextend", Log::Json)
             .with(&["--extents", &extents.get().to_string(), &full(lv)])
             .change(),
-        Change::Remove { uuid, .. } => Args::on(target, "lvremove", Log::Plain)
-            .select(target, uuid)
-            .change(),
+        Change::Remove { uuid, .. } => {
+            Args::on(target, "lvremove", Log::Plain).select(target, uuid).change()
+        }
         Change::Retag { uuid, add, del, .. } => Args::on(target, "lvchange", Log::Plain)
             .each("--addtag", add)
             .each("--deltag", del)
@@ -296,13 +262,7 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
         Change::ExtendVg { device } => {
             let devices = [target.devices.as_slice(), std::slice::from_ref(device)].concat();
             Args::new("vgextend", Log::Json)
-                .with(&[
-                    "--yes",
-                    "--devices",
-                    &join(&devices),
-                    vg,
-                    &device.to_string_lossy(),
-                ])
+                .with(&["--yes", "--devices", &join(&devices), vg, &device.to_string_lossy()])
                 .change()
         }
     }
@@ -325,30 +285,13 @@ fn create_thick(
     tags: &[String],
 ) -> Invocation {
     let extents = extents.get().to_string();
-    let mut options = vec![
-        "--wipesignatures",
-        "y",
-        "--zero",
-        "y",
-        "--extents",
-        &extents,
-    ];
+    let mut options = vec!["--wipesignatures", "y", "--zero", "y", "--extents", &extents];
     let (count, size);
     match layout {
         ThickLayout::Linear => options.extend(["--type", "linear"]),
-        ThickLayout::Striped {
-            stripes,
-            stripe_size,
-        } => {
+        ThickLayout::Striped { stripes, stripe_size } => {
             (count, size) = (stripes.to_string(), format!("{}b", stripe_size.get()));
-            options.extend([
-                "--type",
-                "striped",
-                "--stripes",
-                &count,
-                "--stripesize",
-                &size,
-            ]);
+            options.extend(["--type", "striped", "--stripes", &count, "--stripesize", &size]);
         }
     }
     create(target, lv, tags, target.vg.as_str(), &options)
@@ -370,9 +313,7 @@ impl Args {
             Log::Json => [CONFIG, CONFIG_JSON].concat(),
             Log::Plain => CONFIG.to_owned(),
         };
-        Self {
-            list: vec![command.to_owned(), "--config".to_owned(), config],
-        }
+        Self { list: vec![command.to_owned(), "--config".to_owned(), config] }
     }
 
     fn on(target: &Target, command: &str, log: Log) -> Self {
@@ -399,19 +340,11 @@ impl Args {
 
     fn read(self) -> Invocation {
         let effect = Effect::Read(REPORT_TIMEOUT);
-        Invocation {
-            program: Program::Lvm,
-            args: self.list,
-            effect,
-        }
+        Invocation { program: Program::Lvm, args: self.list, effect }
     }
 
     fn change(self) -> Invocation {
-        Invocation {
-            program: Program::Lvm,
-            args: self.list,
-            effect: Effect::Change,
-        }
+        Invocation { program: Program::Lvm, args: self.list, effect: Effect::Change }
     }
 }
 
@@ -460,10 +393,7 @@ mod tests {
             Change::CreateThick {
                 lv: lv("pvc-1"),
                 extents: Extents::new(256),
-                layout: ThickLayout::Striped {
-                    stripes: 2,
-                    stripe_size: Bytes::kib(64),
-                },
+                layout: ThickLayout::Striped { stripes: 2, stripe_size: Bytes::kib(64) },
                 tags: tags.clone(),
             },
             Change::CreateThin {
@@ -472,24 +402,10 @@ mod tests {
                 size: Bytes::gib(1),
                 tags: tags.clone(),
             },
-            Change::SnapshotThin {
-                lv: lv("snap-1"),
-                origin: lv("pvc-1"),
-                tags: tags.clone(),
-            },
-            Change::CloneThin {
-                lv: lv("pvc-2"),
-                origin: lv("snap-1"),
-                tags,
-            },
-            Change::Extend {
-                lv: lv("pvc-1"),
-                extents: Extents::new(512),
-            },
-            Change::Remove {
-                lv: lv("pvc-1"),
-                uuid: uuid.clone(),
-            },
+            Change::SnapshotThin { lv: lv("snap-1"), origin: lv("pvc-1"), tags: tags.clone() },
+            Change::CloneThin { lv: lv("pvc-2"), origin: lv("snap-1"), tags },
+            Change::Extend { lv: lv("pvc-1"), extents: Extents::new(512) },
+            Change::Remove { lv: lv("pvc-1"), uuid: uuid.clone() },
             Change::Retag {
                 lv: lv("pvc-1"),
                 uuid,
@@ -497,13 +413,8 @@ mod tests {
                 del: vec!["cb.fresh".to_owned()],
             },
             Change::Activate { lv: lv("pvc-1") },
-            Change::CreatePool {
-                lv: lv("pool0"),
-                extents: Extents::new(1000),
-            },
-            Change::ExtendVg {
-                device: "/dev/sdc".into(),
-            },
+            Change::CreatePool { lv: lv("pool0"), extents: Extents::new(1000) },
+            Change::ExtendVg { device: "/dev/sdc".into() },
         ];
         let mut calls = vec![report(), version()];
         calls.push(create_pv(Path::new("/dev/sdb"), &LvmUuid::derived("x")));

@@ -63,17 +63,11 @@ pub struct Location {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .map(|b| u32::from_le_bytes(*b))
+    bytes.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .map(|b| u64::from_le_bytes(*b))
+    bytes.get(at..)?.first_chunk().map(|b| u64::from_le_bytes(*b))
 }
 
 /// LVM's CRC: the usual polynomial, another start, no inversion at the end.
@@ -99,14 +93,9 @@ impl PvLabel {
         if crc(sector.get(20..).unwrap_or_default()) != checksum {
             return Err(LabelError::Checksum("label"));
         }
-        let at = u32_at(sector, 20)
-            .and_then(|n| usize::try_from(n).ok())
-            .ok_or_else(field)?;
+        let at = u32_at(sector, 20).and_then(|n| usize::try_from(n).ok()).ok_or_else(field)?;
         let header = sector.get(at..).ok_or_else(field)?;
-        let id = header
-            .get(..32)
-            .and_then(|b| std::str::from_utf8(b).ok())
-            .ok_or_else(field)?;
+        let id = header.get(..32).and_then(|b| std::str::from_utf8(b).ok()).ok_or_else(field)?;
         let pv = LvmUuid::from_compact(id).map_err(|_| field())?;
         // Behind the id and the device's size: data areas up to a zero entry, then metadata areas.
         let mut lists = header.get(40..).unwrap_or_default().chunks_exact(16);
@@ -151,11 +140,7 @@ impl AreaHeader {
         };
         let ignored = u32_at(head, 60).is_none_or(|flags| flags & FLAG_IGNORED != 0);
         if ignored || location.offset == 0 {
-            return Ok(Self {
-                start,
-                size,
-                committed: None,
-            });
+            return Ok(Self { start, size, committed: None });
         }
         let inside = location.offset >= SECTOR
             && location.offset < size
@@ -163,11 +148,7 @@ impl AreaHeader {
         if !inside {
             return Err(field());
         }
-        Ok(Self {
-            start,
-            size,
-            committed: Some(location),
-        })
+        Ok(Self { start, size, committed: Some(location) })
     }
 
     /// The one or two pieces of the device that hold the text: offset and length in bytes.
@@ -176,10 +157,7 @@ impl AreaHeader {
         let first = at.size.min(self.size.saturating_sub(at.offset));
         let mut pieces = vec![(self.start.saturating_add(at.offset), first)];
         if first < at.size {
-            pieces.push((
-                self.start.saturating_add(SECTOR),
-                at.size.saturating_sub(first),
-            ));
+            pieces.push((self.start.saturating_add(SECTOR), at.size.saturating_sub(first)));
         }
         pieces
     }
@@ -239,10 +217,7 @@ mod tests {
         assert_eq!(PvLabel::parse(&head), Err(LabelError::Checksum("label")));
         let mut header = PV[4096..4608].to_vec();
         header[44] ^= 1;
-        assert!(matches!(
-            AreaHeader::parse(4096, &header),
-            Err(LabelError::Checksum(_))
-        ));
+        assert!(matches!(AreaHeader::parse(4096, &header), Err(LabelError::Checksum(_))));
         assert!(AreaHeader::parse(0, &PV[4096..4608]).is_err());
         let (_, at) = area();
         let bytes = vec![b'x'; usize::try_from(at.size).unwrap()];
@@ -251,22 +226,10 @@ mod tests {
 
     #[test]
     fn a_text_at_the_end_of_the_ring_goes_on_behind_the_header() {
-        let header = AreaHeader {
-            start: 4096,
-            size: 10_000,
-            committed: None,
-        };
-        let at = Location {
-            offset: 9_000,
-            size: 1_500,
-            checksum: 0,
-        };
+        let header = AreaHeader { start: 4096, size: 10_000, committed: None };
+        let at = Location { offset: 9_000, size: 1_500, checksum: 0 };
         assert_eq!(header.pieces(at), [(13_096, 1_000), (4_608, 500)]);
-        let at = Location {
-            offset: 512,
-            size: 1_500,
-            checksum: 0,
-        };
+        let at = Location { offset: 512, size: 1_500, checksum: 0 };
         assert_eq!(header.pieces(at), [(4_608, 1_500)]);
     }
 

@@ -61,11 +61,7 @@ pub fn parse(text: &str, devices: &BTreeMap<LvmUuid, PathBuf>) -> Result<VgState
         extent_size,
         tags: vg.texts("tags").map(str::to_owned).collect(),
         exported: vg.texts("status").any(|s| s == "EXPORTED"),
-        system_id: vg
-            .value("system_id")
-            .and_then(Value::as_text)
-            .unwrap_or_default()
-            .to_owned(),
+        system_id: vg.value("system_id").and_then(Value::as_text).unwrap_or_default().to_owned(),
         pvs: disks.into_pvs()?,
         lvs,
     })
@@ -80,10 +76,7 @@ fn unsigned(section: &Section, key: &str) -> Result<u64> {
 }
 
 fn identifier(section: &Section) -> Result<LvmUuid> {
-    let id = section
-        .value("id")
-        .and_then(Value::as_text)
-        .unwrap_or_default();
+    let id = section.value("id").and_then(Value::as_text).unwrap_or_default();
     LvmUuid::parse(id).or_else(|e| bad(e.to_string()))
 }
 
@@ -110,24 +103,14 @@ impl Disks {
         };
         for (name, pv) in &section.sections {
             let uuid = identifier(pv)?;
-            let missing = pv
-                .texts("flags")
-                .chain(pv.texts("status"))
-                .any(|s| s == "MISSING");
+            let missing = pv.texts("flags").chain(pv.texts("status")).any(|s| s == "MISSING");
             let pv = Pv {
                 device: devices.get(&uuid).filter(|_| !missing).cloned(),
                 allocatable: pv.texts("status").any(|s| s == "ALLOCATABLE"),
                 extents: Extents::new(unsigned(pv, "pe_count")?),
                 free: Vec::new(),
             };
-            by_name.insert(
-                name.clone(),
-                Disk {
-                    uuid,
-                    pv,
-                    used: Vec::new(),
-                },
-            );
+            by_name.insert(name.clone(), Disk { uuid, pv, used: Vec::new() });
         }
         Ok(Self { by_name })
     }
@@ -175,9 +158,7 @@ impl Disks {
             }
             Some("mirror") => count,
             other => {
-                return bad(format!(
-                    "LV {lv}: unknown use of PVs by segment type {other:?}"
-                ));
+                return bad(format!("LV {lv}: unknown use of PVs by segment type {other:?}"));
             }
         };
         for (pv, start) in areas {
@@ -190,15 +171,7 @@ impl Disks {
 
     fn into_pvs(self) -> Result<BTreeMap<LvmUuid, Pv>> {
         let mut pvs = BTreeMap::new();
-        for (
-            name,
-            Disk {
-                uuid,
-                mut pv,
-                mut used,
-            },
-        ) in self.by_name
-        {
+        for (name, Disk { uuid, mut pv, mut used }) in self.by_name {
             used.sort_unstable();
             let mut next = 0_u64;
             for (start, len) in used {
@@ -221,17 +194,11 @@ impl Disks {
 }
 
 fn segments(lv: &Section) -> impl Iterator<Item = &Section> {
-    lv.sections
-        .iter()
-        .filter(|(name, _)| name.starts_with("segment"))
-        .map(|(_, s)| s)
+    lv.sections.iter().filter(|(name, _)| name.starts_with("segment")).map(|(_, s)| s)
 }
 
 fn kind_of(segment: &Section) -> &str {
-    segment
-        .value("type")
-        .and_then(Value::as_text)
-        .unwrap_or_default()
+    segment.value("type").and_then(Value::as_text).unwrap_or_default()
 }
 
 fn visible_lvs(section: &Section, extent_size: ExtentSize) -> Result<BTreeMap<LvName, Lv>> {
@@ -254,11 +221,8 @@ fn visible_lvs(section: &Section, extent_size: ExtentSize) -> Result<BTreeMap<Lv
         if kind == "snapshot" || !visible {
             continue;
         }
-        let layout = if is_cow {
-            LvLayout::Other("snapshot".to_owned())
-        } else {
-            layout(kind, first)?
-        };
+        let layout =
+            if is_cow { LvLayout::Other("snapshot".to_owned()) } else { layout(kind, first)? };
         let mut extents = Extents::ZERO;
         for segment in segments(lv) {
             extents = extents.saturating_add(Extents::new(unsigned(segment, "extent_count")?));
@@ -270,10 +234,7 @@ fn visible_lvs(section: &Section, extent_size: ExtentSize) -> Result<BTreeMap<Lv
             size: extent_size.size_of(extents),
             layout,
             tags: Tags::parse(lv.texts("tags")),
-            created_unix: lv
-                .value("creation_time")
-                .and_then(Value::as_number)
-                .unwrap_or(0),
+            created_unix: lv.value("creation_time").and_then(Value::as_number).unwrap_or(0),
             writable: lv.texts("status").any(|s| s == "WRITE"),
         };
         lvs.insert(name, state);
@@ -283,10 +244,7 @@ fn visible_lvs(section: &Section, extent_size: ExtentSize) -> Result<BTreeMap<Lv
 
 fn layout(kind: &str, segment: &Section) -> Result<LvLayout> {
     let lv = |key: &str| -> Result<LvName> {
-        let text = segment
-            .value(key)
-            .and_then(Value::as_text)
-            .unwrap_or_default();
+        let text = segment.value(key).and_then(Value::as_text).unwrap_or_default();
         LvName::parse(text).or_else(|e| bad(format!("{key}: {e}")))
     };
     Ok(match kind {
@@ -329,17 +287,8 @@ mod tests {
     #[test]
     fn the_disks_and_lvms_report_agree() {
         let report = report::parse(REPORT).unwrap();
-        for (name, text) in [
-            ("vg0", VG0),
-            ("rest", REST),
-            ("gone", GONE),
-            ("exported", EXPORTED),
-        ] {
-            let reported = report
-                .vgs
-                .iter()
-                .find(|vg| vg.name.as_str() == name)
-                .unwrap();
+        for (name, text) in [("vg0", VG0), ("rest", REST), ("gone", GONE), ("exported", EXPORTED)] {
+            let reported = report.vgs.iter().find(|vg| vg.name.as_str() == name).unwrap();
             let devices = reported
                 .pvs
                 .iter()
@@ -355,25 +304,19 @@ mod tests {
         assert_eq!(vg.seqno, 15);
         assert_eq!(vg.extent_size.bytes(), Bytes::mib(4));
         let lv = |name: &str| &vg.lvs[&LvName::parse(name).unwrap()];
-        let pool = LvLayout::ThinPool {
-            zero: true,
-            chunk_size: Bytes::kib(64),
-        };
+        let pool = LvLayout::ThinPool { zero: true, chunk_size: Bytes::kib(64) };
         assert_eq!(lv("pool0").layout, pool);
         assert_eq!(lv("pool0").tags.kind, Some(Kind::Pool));
         assert!(lv("pvc-1").is_volume() && !lv("pvc-2").is_volume());
         assert!(lv("snap-1").is_snapshot() && !lv("snap-1").writable);
         assert_eq!(lv("snap-1").csi_name().unwrap().as_str(), "snapshot-1");
         assert_eq!(lv("a").size, Bytes::mib(100));
-        let striped = LvLayout::Striped {
-            stripes: 2,
-            stripe_size: Bytes::kib(64),
-        };
+        let striped = LvLayout::Striped { stripes: 2, stripe_size: Bytes::kib(64) };
         assert_eq!(lv("striped").layout, striped);
         let thin = |lv: &Lv| match &lv.layout {
-            LvLayout::Thin {
-                device_id, origin, ..
-            } => (*device_id, origin.as_ref().map(ToString::to_string)),
+            LvLayout::Thin { device_id, origin, .. } => {
+                (*device_id, origin.as_ref().map(ToString::to_string))
+            }
             other => panic!("{other:?}"),
         };
         assert_eq!(thin(lv("pvc-1")), (1, None));
@@ -384,9 +327,7 @@ mod tests {
     fn what_cannot_be_counted_is_refused() {
         let broken = |from: &str, to: &str| {
             assert!(VG0.contains(from), "{from}");
-            parse(&VG0.replacen(from, to, 1), &BTreeMap::new())
-                .unwrap_err()
-                .to_string()
+            parse(&VG0.replacen(from, to, 1), &BTreeMap::new()).unwrap_err().to_string()
         };
         assert!(broken("version = 1", "version = 2").contains("version 1"));
         assert!(broken("extent_size = 8192", "extent_size = 0").contains("extent_size is 0"));

@@ -27,16 +27,7 @@ pub(super) const FIELDS: [(&str, &[&str]); 5] = [
             "vg_systemid",
         ],
     ),
-    (
-        "pv",
-        &[
-            "pv_uuid",
-            "pv_name",
-            "pv_pe_count",
-            "pv_missing",
-            "pv_allocatable",
-        ],
-    ),
+    ("pv", &["pv_uuid", "pv_name", "pv_pe_count", "pv_missing", "pv_allocatable"]),
     (
         "lv",
         &[
@@ -44,10 +35,7 @@ pub(super) const FIELDS: [(&str, &[&str]); 5] = [
             "origin",
         ],
     ),
-    (
-        "pvseg",
-        &["pv_uuid", "pvseg_start", "pvseg_size", "lv_uuid"],
-    ),
+    ("pvseg", &["pv_uuid", "pvseg_start", "pvseg_size", "lv_uuid"]),
     (
         "seg",
         &[
@@ -131,9 +119,7 @@ impl Row {
 
     fn number(&self, key: &str) -> Result<u64, ReportError> {
         let text = self.text(key);
-        text.trim()
-            .parse()
-            .map_err(|_| field(format!("{key} is {text:?}, not a number")))
+        text.trim().parse().map_err(|_| field(format!("{key} is {text:?}, not a number")))
     }
 
     fn uuid(&self, key: &str) -> Result<LvmUuid, ReportError> {
@@ -157,15 +143,9 @@ pub fn parse(stdout: &str) -> Result<Report, ReportError> {
     let output: Output = serde_json::from_str(stdout)?;
     let mut report = Report::default();
     for part in &output.report {
-        let Some(row) = part
-            .vg
-            .first()
-            .filter(|row| !row.text("vg_name").is_empty())
-        else {
+        let Some(row) = part.vg.first().filter(|row| !row.text("vg_name").is_empty()) else {
             for row in &part.pv {
-                report
-                    .orphans
-                    .insert(row.uuid("pv_uuid")?, row.text("pv_name").into());
+                report.orphans.insert(row.uuid("pv_uuid")?, row.text("pv_name").into());
             }
             continue;
         };
@@ -178,16 +158,9 @@ pub fn parse(stdout: &str) -> Result<Report, ReportError> {
         }
     }
     // A VG that LVM could not read at all has no part; its failure stands in the log alone.
-    for entry in output
-        .log
-        .iter()
-        .filter(|e| e.is_failure() && e.log_object_type == "vg")
-    {
+    for entry in output.log.iter().filter(|e| e.is_failure() && e.log_object_type == "vg") {
         let name = &entry.log_object_name;
-        let known = report
-            .vgs
-            .iter()
-            .any(|vg| vg.uuid.as_str() == entry.log_object_id);
+        let known = report.vgs.iter().any(|vg| vg.uuid.as_str() == entry.log_object_id);
         if !known && !report.incomplete.contains_key(name) {
             let said = trouble_of(&output.log, name, &entry.log_object_id).unwrap_or_default();
             report.incomplete.insert(name.clone(), said);
@@ -202,11 +175,7 @@ pub fn errors_in_log(stdout: &str) -> String {
     let Ok(output) = serde_json::from_str::<Output>(stdout) else {
         return String::new();
     };
-    let errors = output
-        .log
-        .iter()
-        .filter(|e| e.log_type == "error")
-        .map(|e| e.log_message.trim());
+    let errors = output.log.iter().filter(|e| e.log_type == "error").map(|e| e.log_message.trim());
     errors.collect::<Vec<_>>().join("; ")
 }
 
@@ -223,11 +192,7 @@ fn trouble_of(log: &[LogEntry], name: &str, uuid: &str) -> Option<String> {
             && (e.log_object_id == uuid
                 || (e.log_object_id.is_empty() && e.log_object_name == name))
     };
-    let statuses: Vec<_> = log
-        .iter()
-        .filter(ours)
-        .filter(|e| e.log_type == "status")
-        .collect();
+    let statuses: Vec<_> = log.iter().filter(ours).filter(|e| e.log_type == "status").collect();
     if !statuses.is_empty() && statuses.iter().all(|e| !e.is_failure()) {
         return None;
     }
@@ -271,11 +236,7 @@ fn pvs(part: &Part) -> Result<BTreeMap<LvmUuid, Pv>, ReportError> {
         };
         pvs.insert(row.uuid("pv_uuid")?, pv);
     }
-    for row in part
-        .pvseg
-        .iter()
-        .filter(|row| row.text("lv_uuid").is_empty())
-    {
+    for row in part.pvseg.iter().filter(|row| row.text("lv_uuid").is_empty()) {
         let run = (row.number("pvseg_start")?, row.number("pvseg_size")?);
         if let Some(pv) = pvs.get_mut(&row.uuid("pv_uuid")?) {
             pv.free.push(run);
@@ -377,9 +338,7 @@ mod tests {
     fn a_vg_that_lvm_could_not_read_is_incomplete() {
         let status = r#""log_object_type":"vg", "log_object_name":"gone", "log_object_id":"7txUAi-qW6A-HASK-mLIg-Dh2K-32dF-dsYdAU", "log_object_group":"", "log_object_group_id":"", "log_message":"success", "log_errno":"0", "log_ret_code":"1""#;
         assert!(SEVERAL.contains(status));
-        let failed = status
-            .replace("success", "failure")
-            .replace(r#"code":"1""#, r#"code":"5""#);
+        let failed = status.replace("success", "failure").replace(r#"code":"1""#, r#"code":"5""#);
         let report = parse(&SEVERAL.replace(status, &failed)).unwrap();
         assert_eq!(report.vgs.len(), 3);
         assert!(report.incomplete.contains_key("gone"));

@@ -99,24 +99,18 @@ impl VgState {
     /// Free extents of all PVs from which LVM may allocate.
     #[must_use]
     pub fn free_extents(&self) -> Extents {
-        self.usable_pvs()
-            .flat_map(|pv| &pv.free)
-            .map(|(_, len)| Extents::new(*len))
-            .sum()
+        self.usable_pvs().flat_map(|pv| &pv.free).map(|(_, len)| Extents::new(*len)).sum()
     }
 
     /// PVs that are present and from which LVM may allocate.
     pub fn usable_pvs(&self) -> impl Iterator<Item = &Pv> {
-        self.pvs
-            .values()
-            .filter(|pv| pv.allocatable && pv.device.is_some())
+        self.pvs.values().filter(|pv| pv.allocatable && pv.device.is_some())
     }
 
     /// Size of all PVs.
     #[must_use]
     pub fn size(&self) -> Bytes {
-        self.extent_size
-            .size_of(self.pvs.values().map(|pv| pv.extents).sum())
+        self.extent_size.size_of(self.pvs.values().map(|pv| pv.extents).sum())
     }
 
     /// Whether disks are missing.
@@ -128,29 +122,19 @@ impl VgState {
     /// The PVs' devices, for `--devices`.
     #[must_use]
     pub fn devices(&self) -> Vec<PathBuf> {
-        self.pvs
-            .values()
-            .filter_map(|pv| pv.device.clone())
-            .collect()
+        self.pvs.values().filter_map(|pv| pv.device.clone()).collect()
     }
 
     /// Sum of the virtual sizes of all thin LVs in `pool`, snapshots and foreign ones included.
     #[must_use]
     pub fn thin_virtual_size(&self, pool: &LvName) -> Bytes {
-        self.lvs
-            .values()
-            .filter(|lv| lv.pool() == Some(pool))
-            .map(|lv| lv.size)
-            .sum()
+        self.lvs.values().filter(|lv| lv.pool() == Some(pool)).map(|lv| lv.size).sum()
     }
 
     /// The id of an LV of this VG.
     #[must_use]
     pub fn handle(&self, lv: &LvName) -> Handle {
-        Handle {
-            vg: self.uuid.clone(),
-            lv: lv.clone(),
-        }
+        Handle { vg: self.uuid.clone(), lv: lv.clone() }
     }
 }
 

@@ -148,11 +148,7 @@ impl Usage {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        if text == "block" {
-            Some(Self::Block)
-        } else {
-            FsType::parse(text).map(Self::Filesystem)
-        }
+        if text == "block" { Some(Self::Block) } else { FsType::parse(text).map(Self::Filesystem) }
     }
 }
 
@@ -190,10 +186,7 @@ impl Claim {
 
     fn parse(text: &str) -> Option<Self> {
         let (namespace, name) = text.split_once('/')?;
-        Some(Self {
-            namespace: unescape(namespace)?,
-            name: unescape(name)?,
-        })
+        Some(Self { namespace: unescape(namespace)?, name: unescape(name)? })
     }
 }
 
@@ -221,10 +214,7 @@ impl Tags {
             "pool" if value.is_empty() => set(&mut self.kind, Some(Kind::Pool)),
             "fresh" if value.is_empty() => set(&mut self.pending, Some(Pending::Fresh)),
             "restored" if value.is_empty() => set(&mut self.pending, Some(Pending::Restored)),
-            "name" => set(
-                &mut self.name,
-                unescape(value).and_then(|n| CsiName::parse(&n).ok()),
-            ),
+            "name" => set(&mut self.name, unescape(value).and_then(|n| CsiName::parse(&n).ok())),
             "src" => set(&mut self.source, Source::parse(value)),
             "use" => set(&mut self.usage, Usage::parse(value)),
             "born" => set(&mut self.born_bytes, value.parse().ok().map(Bytes::new)),
@@ -250,16 +240,8 @@ impl Tags {
         if let Some(pending) = self.pending {
             out.push(pending.tag().to_owned());
         }
-        out.extend(
-            self.name
-                .as_ref()
-                .map(|n| format!("cb.name={}", escape(n.as_str()))),
-        );
-        out.extend(
-            self.source
-                .as_ref()
-                .map(|s| format!("cb.src={}", s.print())),
-        );
+        out.extend(self.name.as_ref().map(|n| format!("cb.name={}", escape(n.as_str()))));
+        out.extend(self.source.as_ref().map(|s| format!("cb.src={}", s.print())));
         out.extend(self.usage.map(|u| format!("cb.use={}", u.as_str())));
         out.extend(self.born_bytes.map(|b| format!("cb.born={}", b.get())));
         out.extend(self.zero_from.map(zero_from_tag));
@@ -309,11 +291,8 @@ fn escape(text: &str) -> String {
             out.push(char::from(byte));
         } else {
             out.push('#');
-            let digit = |n: u8| {
-                char::from_digit(u32::from(n), 16)
-                    .unwrap_or('0')
-                    .to_ascii_uppercase()
-            };
+            let digit =
+                |n: u8| char::from_digit(u32::from(n), 16).unwrap_or('0').to_ascii_uppercase();
             out.extend([digit(byte >> 4), digit(byte & 15)]);
         }
     }
@@ -349,10 +328,7 @@ mod tests {
             usage: Some(Usage::Filesystem(FsType::Xfs)),
             born_bytes: Some(Bytes::gib(2)),
             zero_from: Some(Bytes::gib(1)),
-            claim: Some(Claim {
-                namespace: "db".to_owned(),
-                name: "data-0".to_owned(),
-            }),
+            claim: Some(Claim { namespace: "db".to_owned(), name: "data-0".to_owned() }),
             others: vec!["backup=daily".to_owned()],
         }
     }
@@ -378,20 +354,10 @@ mod tests {
 
     #[test]
     fn unknown_and_doubled_tags_are_kept() {
-        let raw = [
-            "cinderblock=1",
-            "cb.later=x",
-            "cb.fresh",
-            "cb.fresh=1",
-            "cb.restored",
-            "mine",
-        ];
+        let raw = ["cinderblock=1", "cb.later=x", "cb.fresh", "cb.fresh=1", "cb.restored", "mine"];
         let tags = Tags::parse(raw);
         assert_eq!(tags.pending, Some(Pending::Fresh));
-        assert_eq!(
-            tags.others,
-            ["cb.later=x", "cb.fresh=1", "cb.restored", "mine"]
-        );
+        assert_eq!(tags.others, ["cb.later=x", "cb.fresh=1", "cb.restored", "mine"]);
         assert_eq!(tags.print().len(), raw.len());
     }
 

@@ -89,10 +89,7 @@ impl Section {
 /// # Errors
 /// When it does not follow the grammar.
 pub fn parse(text: &str) -> Result<Section, TextError> {
-    let mut reader = Reader {
-        rest: text,
-        line: 1,
-    };
+    let mut reader = Reader { rest: text, line: 1 };
     let root = reader.section(0)?;
     Ok(root)
 }
@@ -105,10 +102,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn error<T>(&self, what: impl Into<String>) -> Result<T, TextError> {
-        Err(TextError {
-            line: self.line,
-            what: what.into(),
-        })
+        Err(TextError { line: self.line, what: what.into() })
     }
 
     /// Skips blanks and `# comments`; the next character, if there is one.
@@ -256,10 +250,7 @@ mod tests {
         assert_eq!(vg.texts("tags").collect::<Vec<_>>(), ["x", "y=1"]);
         assert_eq!(vg.value("empty"), Some(&Value::List(vec![])));
         let stripes = vg.section("s").unwrap().value("stripes").unwrap();
-        assert_eq!(
-            stripes,
-            &Value::List(vec![Value::Text("pv0".to_owned()), Value::Number(26)])
-        );
+        assert_eq!(stripes, &Value::List(vec![Value::Text("pv0".to_owned()), Value::Number(26)]));
     }
 
     #[test]
@@ -277,12 +268,7 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap_err().line, line, "{text:?}");
         }
-        assert!(
-            parse(&"a {".repeat(100_000))
-                .unwrap_err()
-                .what
-                .contains("more than")
-        );
+        assert!(parse(&"a {".repeat(100_000)).unwrap_err().what.contains("more than"));
         assert!(parse(&format!("a = {}", "[".repeat(100_000))).is_err());
     }
 
