@@ -1,1 +1,33 @@
-//! The lab.
+//! The lab: cluster nodes as User-Mode-Linux virtual machines on a plain Linux machine. No Kubernetes lives in these modules.
+//!
+//! A [`Lab`] is a directory, a network namespace and some [`Node`]s. Each node sees the host's
+//! files through an overlay, has disks of its own, and runs programs for the host ([`Exec`]).
+//! Everything needs root.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::indexing_slicing,
+    reason = "a developer tool: it talks on the terminal, and a panic costs a test run, not a volume"
+)]
+
+pub mod netns;
+pub mod packages;
+pub mod process;
+mod programs;
+
+pub use netns::NetNs;
+
+/// One line of progress.
+pub(crate) fn say(line: &str) {
+    println!("lab: {line}");
+}
+
+/// A hash that is short to show and the same in every build (FNV-1a, 64 bits).
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
