@@ -13,12 +13,17 @@
     reason = "a developer tool: it talks on the terminal, and a panic costs a test run, not a volume"
 )]
 
+pub mod bootfile;
+pub mod console;
+pub mod guest;
 pub mod netns;
 pub mod packages;
 pub mod process;
 mod programs;
+pub mod protocol;
 
 pub use netns::NetNs;
+pub use protocol::{ProcessState, Status};
 
 /// One line of progress.
 pub(crate) fn say(line: &str) {
