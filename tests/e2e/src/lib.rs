@@ -15,15 +15,22 @@
 
 pub mod bootfile;
 pub mod console;
+pub mod exec;
 pub mod guest;
+mod guest_program;
+pub mod lab;
 pub mod netns;
 pub mod packages;
 pub mod process;
 mod programs;
 pub mod protocol;
+pub mod vm;
 
+pub use exec::{Exec, Output, TimedOut};
+pub use lab::{Lab, LabStatus};
 pub use netns::NetNs;
 pub use protocol::{ProcessState, Status};
+pub use vm::{Node, NodeSpec, NodeState, NodeStatus, Spawned};
 
 /// One line of progress.
 pub(crate) fn say(line: &str) {
