@@ -12,8 +12,11 @@
     )
 )]
 
+pub mod config;
+pub mod domain;
 pub mod error;
 pub mod host;
 pub mod lvm;
 pub mod names;
+pub mod plan;
 pub mod units;

@@ -26,6 +26,8 @@ const RESERVED_PARTS: [&str; 17] = [
 ];
 /// Names that begin so are given by us; a CSI name that does is hashed, so that they cannot meet.
 const OWN_PREFIXES: [&str; 3] = ["snap-", "cb-", "lvol"];
+/// What is behind a volume's name in that of the LV with the extents that it is about to get.
+const GROWTH_SUFFIX: &str = ".growth";
 /// The namespace of every derived UUID (random, chosen once).
 const NAMESPACE: Uuid = Uuid::from_u128(0x3d0f_7a52_9b1c_4e67_8a2e_51c0_d4b6_f793);
 
@@ -134,7 +136,9 @@ impl LvName {
     #[must_use]
     pub fn for_volume(name: &CsiName) -> Self {
         let text = name.as_str();
-        let free = text.len() <= LV_NAME_MAX && !OWN_PREFIXES.iter().any(|p| text.starts_with(p));
+        let free = text.len() <= LV_NAME_MAX
+            && !OWN_PREFIXES.iter().any(|p| text.starts_with(p))
+            && !text.ends_with(GROWTH_SUFFIX);
         match Self::parse_new(text) {
             Ok(lv) if free => lv,
             _ => Self::hashed("volume", text),
@@ -151,6 +155,12 @@ impl LvName {
             .filter(|short| short.len() <= LV_NAME_MAX && short.len() > "snap-".len())
             .and_then(|short| Self::parse_new(&short).ok())
             .unwrap_or_else(|| Self::hashed("snapshot", text))
+    }
+
+    /// The LV with the extents that a volume is about to get.
+    #[must_use]
+    pub fn growth(&self) -> Self {
+        Self(format!("{}{GROWTH_SUFFIX}", self.0))
     }
 
     fn hashed(kind: &str, text: &str) -> Self {
@@ -336,6 +346,7 @@ mod tests {
         assert_eq!(LvName::for_volume(&csi(pvc)).as_str(), pvc);
         assert_eq!(LvName::for_volume(&csi("web+data_1.2")).as_str(), "web+data_1.2");
         for odd in [
+            "x.growth",
             "snapshot-1",
             "snap-1",
             "cb-1",

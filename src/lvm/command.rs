@@ -48,6 +48,17 @@ pub struct Target {
     pub devices: Vec<PathBuf>,
 }
 
+/// A run of extents, by its device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The PV's device.
+    pub device: PathBuf,
+    /// The first extent.
+    pub start: u64,
+    /// How many, at least one.
+    pub len: u64,
+}
+
 /// How a thick LV is laid out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ThickLayout {
@@ -111,6 +122,8 @@ pub enum Change {
         lv: LvName,
         /// Its size afterwards.
         extents: Extents,
+        /// The only extents that it may get. Empty: any.
+        from: Vec<Range>,
     },
     /// Removes an LV that is ours.
     Remove {
@@ -239,9 +252,13 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
             &full(origin),
             &["--snapshot", "--permission", "rw", "--setactivationskip", "n", "--activate", "y"],
         ),
-        Change::Extend { lv, extents } => Args::on(target, "lvextend", Log::Json)
-            .with(&["--extents", &extents.get().to_string(), &full(lv)])
-            .change(),
+        Change::Extend { lv, extents, from } => {
+            let from: Vec<String> = from.iter().map(Range::argument).collect();
+            Args::on(target, "lvextend", Log::Json)
+                .with(&["--extents", &extents.get().to_string(), &full(lv)])
+                .with(&from.iter().map(String::as_str).collect::<Vec<_>>())
+                .change()
+        }
         Change::Remove { uuid, .. } => {
             Args::on(target, "lvremove", Log::Plain).select(target, uuid).change()
         }
@@ -295,6 +312,14 @@ fn create_thick(
         }
     }
     create(target, lv, tags, target.vg.as_str(), &options)
+}
+
+impl Range {
+    /// As lvextend(8) takes it: `device:first-last`.
+    fn argument(&self) -> String {
+        let last = self.start.saturating_add(self.len).saturating_sub(1);
+        format!("{}:{}-{last}", self.device.display(), self.start)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -404,12 +429,17 @@ mod tests {
             },
             Change::SnapshotThin { lv: lv("snap-1"), origin: lv("pvc-1"), tags: tags.clone() },
             Change::CloneThin { lv: lv("pvc-2"), origin: lv("snap-1"), tags },
-            Change::Extend { lv: lv("pvc-1"), extents: Extents::new(512) },
+            Change::Extend { lv: lv("pvc-1"), extents: Extents::new(512), from: vec![] },
+            Change::Extend {
+                lv: lv("pvc-1"),
+                extents: Extents::new(512),
+                from: vec![Range { device: "/dev/sdb".into(), start: 100, len: 256 }],
+            },
             Change::Remove { lv: lv("pvc-1"), uuid: uuid.clone() },
             Change::Retag {
                 lv: lv("pvc-1"),
                 uuid,
-                add: vec!["cb.zero=1".to_owned()],
+                add: vec!["cb.x=1".to_owned()],
                 del: vec!["cb.fresh".to_owned()],
             },
             Change::Activate { lv: lv("pvc-1") },

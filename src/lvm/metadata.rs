@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::state::{Lv, LvLayout, Pv, VgState};
+use super::state::{Area, Lv, LvLayout, Pv, VgState};
 use super::tag::Tags;
 use super::text::{self, Section, Value};
 use crate::names::{LvName, LvmUuid, VgName};
@@ -49,10 +49,11 @@ pub fn parse(text: &str, devices: &BTreeMap<LvmUuid, PathBuf>) -> Result<VgState
     let mut disks = Disks::read(vg, devices)?;
     let mut lvs = BTreeMap::new();
     if let Some(section) = vg.section("logical_volumes") {
+        let mut areas = BTreeMap::new();
         for (name, lv) in &section.sections {
-            disks.mark_used(name, lv)?;
+            areas.insert(name.as_str(), disks.mark_used(name, lv)?);
         }
-        lvs = visible_lvs(section, extent_size)?;
+        lvs = visible_lvs(section, extent_size, areas)?;
     }
     Ok(VgState {
         name,
@@ -116,17 +117,19 @@ impl Disks {
     }
 
     /// Every list of a segment that names PVs says where the segment's extents are.
-    fn mark_used(&mut self, lv: &str, section: &Section) -> Result<()> {
+    fn mark_used(&mut self, lv: &str, section: &Section) -> Result<Vec<Area>> {
+        let mut areas = Vec::new();
         for segment in segments(section) {
             let count = unsigned(segment, "extent_count")?;
             for (_, value) in &segment.values {
                 let Some(list) = value.as_list() else {
                     continue;
                 };
-                self.mark_areas(lv, segment, count, list)?;
+                areas.extend(self.mark_areas(lv, segment, count, list)?);
             }
         }
-        Ok(())
+        areas.sort_unstable();
+        Ok(areas)
     }
 
     fn mark_areas(
@@ -135,7 +138,7 @@ impl Disks {
         segment: &Section,
         count: u64,
         list: &[Value],
-    ) -> Result<()> {
+    ) -> Result<Vec<Area>> {
         let areas: Vec<(&str, u64)> = list
             .chunks(2)
             .filter_map(|pair| match pair {
@@ -147,7 +150,7 @@ impl Disks {
             .filter(|(pv, _)| self.by_name.contains_key(*pv))
             .collect();
         if areas.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let each = match segment.value("type").and_then(Value::as_text) {
             Some("striped") => {
@@ -161,12 +164,14 @@ impl Disks {
                 return bad(format!("LV {lv}: unknown use of PVs by segment type {other:?}"));
             }
         };
+        let mut found = Vec::new();
         for (pv, start) in areas {
             if let Some(disk) = self.by_name.get_mut(pv) {
                 disk.used.push((start, each));
+                found.push(Area { pv: disk.uuid.clone(), start, len: each });
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     fn into_pvs(self) -> Result<BTreeMap<LvmUuid, Pv>> {
@@ -201,7 +206,11 @@ fn kind_of(segment: &Section) -> &str {
     segment.value("type").and_then(Value::as_text).unwrap_or_default()
 }
 
-fn visible_lvs(section: &Section, extent_size: ExtentSize) -> Result<BTreeMap<LvName, Lv>> {
+fn visible_lvs(
+    section: &Section,
+    extent_size: ExtentSize,
+    mut areas: BTreeMap<&str, Vec<Area>>,
+) -> Result<BTreeMap<LvName, Lv>> {
     // A copy-on-write snapshot is an LV of its own that points to the LV with the changed blocks.
     let cow: BTreeSet<&str> = section
         .sections
@@ -227,6 +236,7 @@ fn visible_lvs(section: &Section, extent_size: ExtentSize) -> Result<BTreeMap<Lv
         for segment in segments(lv) {
             extents = extents.saturating_add(Extents::new(unsigned(segment, "extent_count")?));
         }
+        let areas = areas.remove(name.as_str()).unwrap_or_default();
         let name = LvName::parse(name).or_else(|e| bad(e.to_string()))?;
         let state = Lv {
             name: name.clone(),
@@ -236,6 +246,7 @@ fn visible_lvs(section: &Section, extent_size: ExtentSize) -> Result<BTreeMap<Lv
             tags: Tags::parse(lv.texts("tags")),
             created_unix: lv.value("creation_time").and_then(Value::as_number).unwrap_or(0),
             writable: lv.texts("status").any(|s| s == "WRITE"),
+            areas,
         };
         lvs.insert(name, state);
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::state::{Lv, LvLayout, Pv, VgState};
+use super::state::{Area, Lv, LvLayout, Pv, VgState};
 use super::tag::Tags;
 use crate::names::{LvName, LvmUuid, VgName};
 use crate::units::{Bytes, ExtentSize, Extents};
@@ -256,6 +256,12 @@ fn lvs(part: &Part) -> Result<BTreeMap<LvName, Lv>, ReportError> {
         .filter(|row| row.text("seg_start_pe") == "0")
         .map(|row| (row.text("lv_uuid"), row))
         .collect();
+    let mut areas = BTreeMap::<&str, Vec<Area>>::new();
+    for row in part.pvseg.iter().filter(|row| !row.text("lv_uuid").is_empty()) {
+        let (start, len) = (row.number("pvseg_start")?, row.number("pvseg_size")?);
+        let area = Area { pv: row.uuid("pv_uuid")?, start, len };
+        areas.entry(row.text("lv_uuid")).or_default().push(area);
+    }
     let mut lvs = BTreeMap::new();
     for row in &part.lv {
         let uuid = row.uuid("lv_uuid")?;
@@ -263,6 +269,9 @@ fn lvs(part: &Part) -> Result<BTreeMap<LvName, Lv>, ReportError> {
             .get(uuid.as_str())
             .ok_or_else(|| field(format!("LV {} has no segment", row.text("lv_name"))))?;
         let name = LvName::parse(row.text("lv_name")).map_err(|e| field(e.to_string()))?;
+        let mut areas = areas.remove(uuid.as_str()).unwrap_or_default();
+        areas.sort_unstable();
+        areas.dedup();
         let lv = Lv {
             name: name.clone(),
             uuid,
@@ -271,6 +280,7 @@ fn lvs(part: &Part) -> Result<BTreeMap<LvName, Lv>, ReportError> {
             tags: Tags::parse(row.list("lv_tags")),
             created_unix: row.text("lv_time").trim().parse().unwrap_or(0),
             writable: row.text("lv_attr").as_bytes().get(1) != Some(&b'r'),
+            areas,
         };
         lvs.insert(name, lv);
     }

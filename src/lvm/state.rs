@@ -61,6 +61,19 @@ pub struct Lv {
     pub created_unix: i64,
     /// Whether it may be written to.
     pub writable: bool,
+    /// The extents that it has itself, by PV and first extent. Those of hidden LVs do not count.
+    pub areas: Vec<Area>,
+}
+
+/// A run of extents of one PV.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Area {
+    /// The PV.
+    pub pv: LvmUuid,
+    /// The first extent.
+    pub start: u64,
+    /// How many.
+    pub len: u64,
 }
 
 /// What an LV is made of.

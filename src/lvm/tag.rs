@@ -24,6 +24,8 @@ pub enum Kind {
     Snapshot,
     /// A thin pool that we made.
     Pool,
+    /// Extents for a thick block volume, zeroed before it gets them.
+    Growth,
 }
 
 /// What has to be done before the volume's device is first given to anybody. Dropped right before
@@ -91,8 +93,6 @@ pub struct Tags {
     pub usage: Option<Usage>,
     /// The size that a volume is born with, where making it takes more than one step.
     pub born_bytes: Option<Bytes>,
-    /// From this byte on a thick block volume still holds what its extents held before.
-    pub zero_from: Option<Bytes>,
     /// The claim it was made for.
     pub claim: Option<Claim>,
     /// Tags that this version does not know, in LVM's order.
@@ -134,6 +134,12 @@ impl FsType {
 }
 
 impl fmt::Display for FsType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -212,13 +218,13 @@ impl Tags {
             "volume" if value.is_empty() => set(&mut self.kind, Some(Kind::Volume)),
             "snapshot" if value.is_empty() => set(&mut self.kind, Some(Kind::Snapshot)),
             "pool" if value.is_empty() => set(&mut self.kind, Some(Kind::Pool)),
+            "growth" if value.is_empty() => set(&mut self.kind, Some(Kind::Growth)),
             "fresh" if value.is_empty() => set(&mut self.pending, Some(Pending::Fresh)),
             "restored" if value.is_empty() => set(&mut self.pending, Some(Pending::Restored)),
             "name" => set(&mut self.name, unescape(value).and_then(|n| CsiName::parse(&n).ok())),
             "src" => set(&mut self.source, Source::parse(value)),
             "use" => set(&mut self.usage, Usage::parse(value)),
             "born" => set(&mut self.born_bytes, value.parse().ok().map(Bytes::new)),
-            "zero" => set(&mut self.zero_from, value.parse().ok().map(Bytes::new)),
             "pvc" => set(&mut self.claim, Claim::parse(value)),
             _ => None,
         }
@@ -231,20 +237,12 @@ impl Tags {
         if let Some(version) = self.owned {
             out.push(format!("cinderblock={version}"));
         }
-        match self.kind {
-            Some(Kind::Volume) => out.push("cb.volume".to_owned()),
-            Some(Kind::Snapshot) => out.push("cb.snapshot".to_owned()),
-            Some(Kind::Pool) => out.push("cb.pool".to_owned()),
-            None => {}
-        }
-        if let Some(pending) = self.pending {
-            out.push(pending.tag().to_owned());
-        }
+        out.extend(self.kind.map(|kind| kind.tag().to_owned()));
+        out.extend(self.pending.map(|pending| pending.tag().to_owned()));
         out.extend(self.name.as_ref().map(|n| format!("cb.name={}", escape(n.as_str()))));
         out.extend(self.source.as_ref().map(|s| format!("cb.src={}", s.print())));
         out.extend(self.usage.map(|u| format!("cb.use={}", u.as_str())));
         out.extend(self.born_bytes.map(|b| format!("cb.born={}", b.get())));
-        out.extend(self.zero_from.map(zero_from_tag));
         out.extend(self.claim.as_ref().map(|c| format!("cb.pvc={}", c.print())));
         out.extend(self.others.iter().cloned());
         out.retain(|tag| tag.len() <= TAG_MAX);
@@ -258,6 +256,30 @@ impl Tags {
     }
 }
 
+impl Kind {
+    /// The tag itself.
+    #[must_use]
+    pub const fn tag(self) -> &'static str {
+        match self {
+            Self::Volume => "cb.volume",
+            Self::Snapshot => "cb.snapshot",
+            Self::Pool => "cb.pool",
+            Self::Growth => "cb.growth",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Volume => "volume",
+            Self::Snapshot => "snapshot",
+            Self::Pool => "thin pool",
+            Self::Growth => "growth of a volume",
+        })
+    }
+}
+
 impl Pending {
     /// The tag itself.
     #[must_use]
@@ -267,12 +289,6 @@ impl Pending {
             Self::Restored => "cb.restored",
         }
     }
-}
-
-/// The tag of [`Tags::zero_from`].
-#[must_use]
-pub fn zero_from_tag(from: Bytes) -> String {
-    format!("cb.zero={}", from.get())
 }
 
 /// A second tag of the same key is not ours to understand: it stays among the others.
@@ -327,7 +343,6 @@ mod tests {
             source: Some(Source::Snapshot(LvName::parse("snap-1").unwrap())),
             usage: Some(Usage::Filesystem(FsType::Xfs)),
             born_bytes: Some(Bytes::gib(2)),
-            zero_from: Some(Bytes::gib(1)),
             claim: Some(Claim { namespace: "db".to_owned(), name: "data-0".to_owned() }),
             others: vec!["backup=daily".to_owned()],
         }
@@ -345,7 +360,6 @@ mod tests {
                 "cb.src=s:snap-1",
                 "cb.use=xfs",
                 "cb.born=2147483648",
-                "cb.zero=1073741824",
                 "cb.pvc=db/data-0",
                 "backup=daily",
             ]

@@ -1,0 +1,398 @@
+//! The backends' configuration file, read once into types that need no further check. Neither the
+//! disks nor LVM are looked at here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+
+use crate::error::{Error, Result};
+use crate::names::{BackendName, LvName, VgName};
+use crate::units::{Bytes, parse_quantity};
+
+/// More backends than anybody has; a file with more is a mistake.
+const BACKENDS_MAX: usize = 64;
+/// Thin volumes may be promised this many times the pool's room, at the most.
+const OVERPROVISION_MAX_PERCENT: u64 = 10_000;
+
+/// All backends, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    backends: BTreeMap<BackendName, Backend>,
+}
+
+/// A named place to put volumes: on each node that has it, one VG and at most one thin pool in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its name, as StorageClasses say it.
+    pub name: BackendName,
+    /// Its VG.
+    pub volume_group: VgName,
+    /// The disks to make the VG of when it does not exist. Empty: it must exist.
+    pub create_from: Vec<PathBuf>,
+    /// Its thin pool.
+    pub thin_pool: Option<ThinPool>,
+    /// Room in the VG that is never given out.
+    pub reserve: Share,
+    /// Labels that a node must have. Empty: every node.
+    pub node_selector: BTreeMap<String, String>,
+}
+
+/// A backend's thin pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThinPool {
+    /// Its LV.
+    pub name: LvName,
+    /// How large to make it when it does not exist. `None`: it must exist.
+    pub create_size: Option<Share>,
+    /// How much may be promised, in percent of the pool's room; at least 100.
+    pub overprovision_percent: u64,
+}
+
+/// A part of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// In percent of the whole, at most 100.
+    Percent(u64),
+    /// As a size.
+    Size(Bytes),
+}
+
+impl Share {
+    /// How much it is of `whole`, rounded down, at most all of it.
+    #[must_use]
+    pub fn of(self, whole: Bytes) -> Bytes {
+        match self {
+            Self::Percent(percent) => whole.percent_floor(percent),
+            Self::Size(size) => size.min(whole),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.strip_suffix('%') {
+            Some(percent) => match percent.parse() {
+                Ok(percent @ 0..=100) => Ok(Self::Percent(percent)),
+                _ => Err(format!("{text:?} is not a whole number from 0% to 100%")),
+            },
+            None => parse_quantity(text).map(Self::Size),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file's text.
+    ///
+    /// # Errors
+    /// What is wrong and where, in a sentence that names the backend and the key.
+    pub fn parse(text: &str) -> Result<Self> {
+        let file: File = serde_saphyr::from_str(text)
+            .map_err(|e| Error::invalid("the backends' configuration cannot be read").because(e))?;
+        let mut backends = BTreeMap::<BackendName, Backend>::new();
+        for raw in file.backends {
+            let name = raw.name.clone();
+            let backend = raw.check().map_err(|why| {
+                Error::invalid(format!("configuration of backend {name:?}: {why}"))
+            })?;
+            let same_vg = backends.values().find(|other| {
+                other.volume_group == backend.volume_group
+                    && (other.node_selector.is_empty() || backend.node_selector.is_empty())
+            });
+            if let Some(other) = same_vg {
+                return Err(Error::invalid(format!(
+                    "backends {} and {} both use volume group {}: give each its own, or both a node selector",
+                    other.name, backend.name, backend.volume_group
+                )));
+            }
+            if backends.insert(backend.name.clone(), backend).is_some() {
+                return Err(Error::invalid(format!("two backends are called {name:?}")));
+            }
+        }
+        if backends.len() > BACKENDS_MAX {
+            return Err(Error::invalid(format!("more than {BACKENDS_MAX} backends")));
+        }
+        Ok(Self { backends })
+    }
+
+    /// All backends.
+    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+        self.backends.values()
+    }
+
+    /// The backend that a class means.
+    ///
+    /// # Errors
+    /// When there is none of that name, or none is named and it is not clear which.
+    pub fn backend(&self, name: Option<&BackendName>) -> Result<&Backend> {
+        let known = || {
+            let names: Vec<_> = self.backends.keys().map(BackendName::as_str).collect();
+            if names.is_empty() {
+                "none is configured".to_owned()
+            } else {
+                format!("known are {}", names.join(", "))
+            }
+        };
+        match name {
+            Some(name) => self.backends.get(name).ok_or_else(|| {
+                Error::invalid(format!(
+                    "parameter backend: there is no backend {name}; {}",
+                    known()
+                ))
+            }),
+            None => match self.backends.values().collect::<Vec<_>>().as_slice() {
+                [only] => Ok(only),
+                _ => Err(Error::invalid(format!("parameter backend is needed; {}", known()))),
+            },
+        }
+    }
+}
+
+impl Backend {
+    /// Whether a node with these labels has it.
+    #[must_use]
+    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.node_selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    backends: Vec<RawBackend>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawBackend {
+    name: String,
+    volume_group: String,
+    #[serde(default)]
+    create: bool,
+    #[serde(default)]
+    devices: Vec<PathBuf>,
+    thin_pool: Option<RawPool>,
+    reserve: Option<Scalar>,
+    #[serde(default)]
+    nodes: BTreeMap<String, String>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawPool {
+    name: Option<String>,
+    size: Option<Scalar>,
+    overprovision: Option<Scalar>,
+}
+
+/// A number or a text: YAML's reader must not decide which of `5`, `5%` and `2.0` is what.
+#[derive(Debug)]
+struct Scalar(String);
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Scalar;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number or a text")
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<Scalar, E> {
+                Ok(Scalar(v.to_owned()))
+            }
+            fn visit_u64<E: de::Error>(self, v: u64) -> Result<Scalar, E> {
+                Ok(Scalar(v.to_string()))
+            }
+            fn visit_i64<E: de::Error>(self, v: i64) -> Result<Scalar, E> {
+                Ok(Scalar(v.to_string()))
+            }
+            fn visit_f64<E: de::Error>(self, v: f64) -> Result<Scalar, E> {
+                Ok(Scalar(v.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Text)
+    }
+}
+
+impl RawBackend {
+    fn check(self) -> Result<Backend, String> {
+        let name = BackendName::parse(&self.name).map_err(|e| format!("name {e}"))?;
+        let volume_group =
+            VgName::parse(&self.volume_group).map_err(|e| format!("volumeGroup {e}"))?;
+        if self.create && self.devices.is_empty() {
+            return Err(
+                "create: true needs devices, the disks to make the volume group of".to_owned()
+            );
+        }
+        if !self.create && !self.devices.is_empty() {
+            return Err("devices are listed, but create is not true".to_owned());
+        }
+        for (i, device) in self.devices.iter().enumerate() {
+            check_device(device, self.devices.get(..i).unwrap_or_default())?;
+        }
+        let reserve = match self.reserve {
+            Some(Scalar(text)) => Share::parse(&text).map_err(|e| format!("reserve {e}"))?,
+            None => Share::Percent(5),
+        };
+        Ok(Backend {
+            name,
+            volume_group,
+            create_from: self.devices,
+            thin_pool: self.thin_pool.map(RawPool::check).transpose()?,
+            reserve,
+            node_selector: self.nodes,
+        })
+    }
+}
+
+/// A name like /dev/sdb is given to another disk at the next boot.
+fn check_device(device: &PathBuf, earlier: &[PathBuf]) -> Result<(), String> {
+    let text = device.to_string_lossy();
+    let plain = device.components().all(|c| !matches!(c, std::path::Component::ParentDir));
+    if !text.starts_with("/dev/") || !plain || text.contains([',', '\n']) {
+        return Err(format!("devices: {text:?} is not the path of a device under /dev"));
+    }
+    if !(text.starts_with("/dev/disk/by-") || text.starts_with("/dev/mapper/")) {
+        return Err(format!(
+            "devices: {text:?} may be another disk after a reboot: use its link under /dev/disk/by-id/ or /dev/disk/by-path/"
+        ));
+    }
+    if earlier.contains(device) {
+        return Err(format!("devices: {text:?} is listed twice"));
+    }
+    Ok(())
+}
+
+impl RawPool {
+    fn check(self) -> Result<ThinPool, String> {
+        let name = self.name.as_deref().unwrap_or("pool0");
+        let name = LvName::parse_new(name).map_err(|e| format!("thinPool.name {e}"))?;
+        let create_size = self
+            .size
+            .map(|Scalar(text)| Share::parse(&text).map_err(|e| format!("thinPool.size {e}")))
+            .transpose()?;
+        if create_size.is_some_and(|size| size.of(Bytes::MAX).is_zero()) {
+            return Err("thinPool.size must be more than nothing".to_owned());
+        }
+        let overprovision_percent = match self.overprovision {
+            Some(Scalar(text)) => percent(&text).ok_or_else(|| {
+                format!("thinPool.overprovision {text:?} is not a number from 1.0 to 100.0")
+            })?,
+            None => 100,
+        };
+        Ok(ThinPool { name, create_size, overprovision_percent })
+    }
+}
+
+/// `2.5` is 250; digits beyond the second count as nothing.
+fn percent(text: &str) -> Option<u64> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    if !part.bytes().all(|c| c.is_ascii_digit()) {
+        return None;
+    }
+    let hundredths: String = part.chars().chain("00".chars()).take(2).collect();
+    let percent =
+        whole.parse::<u64>().ok()?.checked_mul(100)?.checked_add(hundredths.parse().ok()?)?;
+    (100..=OVERPROVISION_MAX_PERCENT).contains(&percent).then_some(percent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: &str = "
+backends:
+  - name: lvmdriver-1
+    volumeGroup: stack-volumes-lvmdriver-1
+    create: true
+    devices: [/dev/disk/by-id/one, /dev/disk/by-id/two]
+    thinPool: { name: pool0, size: 90%, overprovision: 2.0 }
+    reserve: 5%
+    nodes: { disk: nvme }
+  - name: slow
+    volumeGroup: hdd
+    reserve: 10Gi
+";
+
+    #[test]
+    fn reads_all_there_is() {
+        let config = Config::parse(FULL).unwrap();
+        let name = |text| BackendName::parse(text).unwrap();
+        let first = config.backend(Some(&name("lvmdriver-1"))).unwrap();
+        assert_eq!(first.create_from.len(), 2);
+        let pool = first.thin_pool.as_ref().unwrap();
+        assert_eq!(pool.create_size, Some(Share::Percent(90)));
+        assert_eq!(pool.overprovision_percent, 200);
+        assert!(first.selects(&[("disk".to_owned(), "nvme".to_owned())].into()));
+        assert!(!first.selects(&BTreeMap::new()));
+        let slow = config.backend(Some(&name("slow"))).unwrap();
+        assert_eq!(slow.reserve.of(Bytes::gib(100)), Bytes::gib(10));
+        assert!(slow.selects(&BTreeMap::new()) && slow.thin_pool.is_none());
+        let error = config.backend(Some(&name("fast"))).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "parameter backend: there is no backend fast; known are lvmdriver-1, slow"
+        );
+        assert!(config.backend(None).unwrap_err().to_string().contains("is needed"));
+    }
+
+    #[test]
+    fn an_only_backend_need_not_be_named() {
+        let config =
+            Config::parse("backends: [{name: a, volumeGroup: vg0, thinPool: {}}]").unwrap();
+        let backend = config.backend(None).unwrap();
+        assert_eq!(backend.reserve, Share::Percent(5));
+        assert_eq!(backend.thin_pool.as_ref().unwrap().name.as_str(), "pool0");
+        assert_eq!(backend.thin_pool.as_ref().unwrap().overprovision_percent, 100);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let bad = |text: &str| Config::parse(text).unwrap_err().chain();
+        for (backend, what) in [
+            ("volumeGroup: vg0, creat: true", "creat"),
+            ("volumeGroup: a b", "volumeGroup"),
+            ("volumeGroup: vg0, create: true", "needs devices"),
+            ("volumeGroup: vg0, devices: [/dev/disk/by-id/x]", "create is not true"),
+            ("volumeGroup: vg0, create: true, devices: [/dev/sdb]", "another disk after a reboot"),
+            ("volumeGroup: vg0, create: true, devices: [/etc/passwd]", "under /dev"),
+            ("volumeGroup: vg0, create: true, devices: [/dev/disk/by-id/../../sda]", "under /dev"),
+            (
+                "volumeGroup: vg0, create: true, devices: [/dev/disk/by-id/x, /dev/disk/by-id/x]",
+                "twice",
+            ),
+            ("volumeGroup: vg0, reserve: 101%", "reserve"),
+            ("volumeGroup: vg0, reserve: some", "reserve"),
+            ("volumeGroup: vg0, thinPool: {overprovision: 0.5}", "overprovision"),
+            ("volumeGroup: vg0, thinPool: {size: 0}", "thinPool.size"),
+            ("volumeGroup: vg0, thinPool: {name: snapshot1}", "thinPool.name"),
+        ] {
+            let error = bad(&format!("backends: [{{name: x, {backend}}}]"));
+            assert!(error.contains(what), "{error}");
+        }
+        assert!(bad("backends: [{name: X y, volumeGroup: vg0}]").contains("lower case"));
+        assert!(
+            bad("backends: [{name: a, volumeGroup: v}, {name: a, volumeGroup: w}]")
+                .contains("called")
+        );
+        assert!(
+            bad("backends: [{name: a, volumeGroup: v}, {name: b, volumeGroup: v}]")
+                .contains("both use")
+        );
+        assert!(bad("nothing").contains("cannot be read"));
+    }
+
+    #[test]
+    fn overprovision_in_percent() {
+        for (text, want) in [
+            ("1", Some(100)),
+            ("2.0", Some(200)),
+            ("2.55", Some(255)),
+            ("0.99", None),
+            ("x", None),
+            ("101", None),
+            ("1.x", None),
+        ] {
+            assert_eq!(percent(text), want, "{text}");
+        }
+    }
+}

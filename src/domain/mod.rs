@@ -1,0 +1,16 @@
+//! What is asked of us and what we answer, in our own types. They name no CSI message, no
+//! Kubernetes object and no command; whoever holds one has nothing left to check about its form.
+
+mod capacity;
+mod class;
+mod inventory;
+mod requests;
+
+pub use capacity::{BackendCapacity, PoolCapacity};
+pub(crate) use class::claim;
+pub use class::{Provisioning, VolumeClass};
+pub use inventory::{BackendState, BackendStatus, Inventory};
+pub use requests::{
+    AccessMode, AccessType, Capability, CapacityRange, ContentSource, CreateSnapshot, CreateVolume,
+    Parameters, Snapshot, Topology, Volume,
+};

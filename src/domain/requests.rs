@@ -1,0 +1,150 @@
+//! Requests, and the records of volumes and snapshots that answer them.
+
+use std::collections::BTreeMap;
+
+use super::class::{Provisioning, VolumeClass};
+use crate::lvm::tag::{Claim, FsType, Usage};
+use crate::names::{CsiName, Handle, NodeName};
+use crate::units::Bytes;
+
+/// What a volume's size may be. Zero never stands for "any": that is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CapacityRange {
+    /// At least so much.
+    pub required: Option<Bytes>,
+    /// At most so much.
+    pub limit: Option<Bytes>,
+}
+
+/// Who may use a volume how (CSI spec, `VolumeCapability.AccessMode`). Those that need more than
+/// one node are refused before this type is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessMode {
+    /// One place on one node.
+    SingleWriter,
+    /// One place on one node, only to read.
+    SingleReader,
+    /// Any number of places on one node.
+    MultiWriter,
+}
+
+/// As what a volume is given to its user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessType {
+    /// As a device.
+    Block,
+    /// With a filesystem.
+    Mount {
+        /// Its type.
+        fs: FsType,
+        /// Options for mounting it, as in fstab(5). They may hold secrets: never to be logged.
+        options: Vec<String>,
+    },
+}
+
+/// How a volume is to be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// As what.
+    pub access: AccessType,
+    /// By whom.
+    pub mode: AccessMode,
+}
+
+impl AccessType {
+    /// The same, as it is kept with the volume.
+    #[must_use]
+    pub const fn usage(&self) -> Usage {
+        match self {
+            Self::Block => Usage::Block,
+            Self::Mount { fs, .. } => Usage::Filesystem(*fs),
+        }
+    }
+}
+
+/// Where a volume's content comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContentSource {
+    /// From a volume.
+    Volume(Handle),
+    /// From a snapshot.
+    Snapshot(Handle),
+}
+
+impl ContentSource {
+    /// The id of what it comes from.
+    #[must_use]
+    pub const fn handle(&self) -> &Handle {
+        match self {
+            Self::Volume(handle) | Self::Snapshot(handle) => handle,
+        }
+    }
+}
+
+/// Make a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateVolume {
+    /// What the CO calls it.
+    pub name: CsiName,
+    /// How large.
+    pub range: CapacityRange,
+    /// Of which class.
+    pub class: VolumeClass,
+    /// For which use.
+    pub usage: Usage,
+    /// With which content.
+    pub source: Option<ContentSource>,
+    /// For which claim.
+    pub claim: Option<Claim>,
+}
+
+/// Make a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateSnapshot {
+    /// What the CO calls it.
+    pub name: CsiName,
+    /// Of which volume.
+    pub source: Handle,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its id.
+    pub handle: Handle,
+    /// What the CO calls it.
+    pub name: CsiName,
+    /// Its size.
+    pub size: Bytes,
+    /// Where its content came from.
+    pub source: Option<ContentSource>,
+    /// Where its room comes from.
+    pub provisioning: Provisioning,
+}
+
+/// A snapshot. It is complete from the moment it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its id.
+    pub handle: Handle,
+    /// What the CO calls it.
+    pub name: CsiName,
+    /// The volume it was taken of, which may be gone.
+    pub source: Handle,
+    /// The size of the smallest volume that can be made of it.
+    pub size: Bytes,
+    /// When it was taken, in seconds since 1970.
+    pub created_unix: i64,
+}
+
+/// Where a volume may be: nodes, in the CO's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// It must be on one of these. Empty: anywhere.
+    pub requisite: Vec<NodeName>,
+    /// It should be on the first of these that has room.
+    pub preferred: Vec<NodeName>,
+}
+
+/// Parameters of a request that are not ours to read, by key.
+pub type Parameters = BTreeMap<String, String>;

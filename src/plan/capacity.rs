@@ -1,0 +1,225 @@
+//! How much room may be promised. Honest: what the layout costs, the reserve, overcommitment and a
+//! pool that fills up all count.
+
+use super::{PoolRules, Rules};
+use crate::domain::{BackendCapacity, PoolCapacity, Provisioning};
+use crate::lvm::command::ThickLayout;
+use crate::lvm::state::VgState;
+use crate::units::{Bytes, Extents};
+
+/// A pool whose data is fuller than this promises nothing more (hundredths of a percent).
+pub const POOL_DATA_GUARD_BP: u64 = 9_500;
+/// The same for its metadata, sooner: a pool without metadata has to be repaired offline.
+pub const POOL_METADATA_GUARD_BP: u64 = 8_500;
+
+/// What a backend offers for one class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Room in all.
+    pub available: Bytes,
+    /// The largest volume that can be made.
+    pub largest: Bytes,
+    /// The smallest volume that is made.
+    pub smallest: Bytes,
+}
+
+/// The figures of a VG.
+#[must_use]
+pub fn of(vg: &VgState, rules: &Rules) -> BackendCapacity {
+    let runs = vg.usable_pvs().map(|pv| pv.free.iter().map(|(_, len)| *len).collect()).collect();
+    BackendCapacity {
+        extent_size: vg.extent_size,
+        vg_size: vg.size(),
+        reserve: rules.reserve,
+        free_runs: runs,
+        pool: rules.pool.as_ref().and_then(|pool| {
+            Some(PoolCapacity {
+                size: vg.lvs.get(&pool.lv)?.size,
+                promised: vg.thin_virtual_size(&pool.lv),
+                overprovision_percent: pool.overprovision_percent,
+                data_used_bp: pool.data_used_bp,
+                metadata_used_bp: pool.metadata_used_bp,
+                healthy: pool.healthy,
+            })
+        }),
+    }
+}
+
+impl BackendCapacity {
+    /// What a class gets when it does not say.
+    #[must_use]
+    pub const fn default_provisioning(&self) -> Provisioning {
+        if self.pool.is_some() { Provisioning::Thin } else { Provisioning::Thick }
+    }
+
+    /// What is offered to a class.
+    #[must_use]
+    pub fn offer(&self, provisioning: Option<Provisioning>, layout: &ThickLayout) -> Offer {
+        let extent = self.extent_size;
+        let smallest = match layout {
+            ThickLayout::Linear => extent.bytes(),
+            ThickLayout::Striped { stripes, .. } => {
+                extent.size_of(Extents::new(u64::from(*stripes)))
+            }
+        };
+        match provisioning.unwrap_or_else(|| self.default_provisioning()) {
+            Provisioning::Thin => {
+                let room = self.pool.map_or(Bytes::ZERO, |pool| pool.room());
+                let largest = extent.size_of(extent.extents_floor(room));
+                Offer { available: room, largest, smallest }
+            }
+            Provisioning::Thick => {
+                let free: Extents = self.free_runs.iter().flatten().map(|n| Extents::new(*n)).sum();
+                let available = extent.size_of(free).saturating_sub(self.reserve);
+                let unit = match layout {
+                    ThickLayout::Linear => 1,
+                    ThickLayout::Striped { stripes, .. } => u64::from(*stripes),
+                };
+                let allowed = extent.extents_floor(available).floor_to_multiple_of(unit);
+                let largest = extent.size_of(allocatable(&self.free_runs, unit).min(allowed));
+                Offer { available, largest, smallest }
+            }
+        }
+    }
+}
+
+impl PoolCapacity {
+    /// What may still be promised. A pool that is nearly full or not well promises nothing.
+    #[must_use]
+    pub fn room(&self) -> Bytes {
+        if self.trouble().is_some() {
+            return Bytes::ZERO;
+        }
+        self.size.percent_floor(self.overprovision_percent).saturating_sub(self.promised)
+    }
+
+    /// Why it promises nothing, however much was promised so far.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let percent = |bp: u64| format!("{}.{:02}%", bp / 100, bp % 100);
+        if !self.healthy {
+            return Some("it takes no writes: look at `lvs -a` and at the kernel's log".to_owned());
+        }
+        if self.data_used_bp >= POOL_DATA_GUARD_BP {
+            return Some(format!("its data is {} full: extend it", percent(self.data_used_bp)));
+        }
+        if self.metadata_used_bp >= POOL_METADATA_GUARD_BP {
+            return Some(format!(
+                "its metadata is {} full: extend it",
+                percent(self.metadata_used_bp)
+            ));
+        }
+        None
+    }
+}
+
+impl PoolRules {
+    /// The pool's figures in that VG. `None` when the pool is not there.
+    #[must_use]
+    pub fn capacity(&self, vg: &VgState) -> Option<PoolCapacity> {
+        of(vg, &Rules { pool: Some(self.clone()), reserve: Bytes::ZERO }).pool
+    }
+}
+
+/// How many extents LVM can allocate in stripes over that many PVs: in each round it takes the
+/// longest free run of each PV, the `stripes` longest of those, and as much of each as the
+/// shortest of them has (lvm2's `_find_max_parallel_space_for_one_policy`, policy "normal").
+#[must_use]
+pub fn allocatable(free_runs: &[Vec<u64>], stripes: u64) -> Extents {
+    let Ok(wanted) = usize::try_from(stripes) else { return Extents::ZERO };
+    if wanted <= 1 {
+        return free_runs.iter().flatten().map(|n| Extents::new(*n)).sum();
+    }
+    let mut pvs: Vec<Vec<u64>> = free_runs.to_vec();
+    let mut total = Extents::ZERO;
+    loop {
+        for runs in &mut pvs {
+            runs.retain(|len| *len > 0);
+            runs.sort_unstable_by(|a, b| b.cmp(a));
+        }
+        pvs.retain(|runs| !runs.is_empty());
+        pvs.sort_by_key(|runs| std::cmp::Reverse(runs.first().copied()));
+        let Some(each) = pvs.get(wanted.saturating_sub(1)).and_then(|runs| runs.first().copied())
+        else {
+            return total;
+        };
+        for longest in pvs.iter_mut().take(wanted).filter_map(|runs| runs.first_mut()) {
+            *longest = longest.saturating_sub(each);
+        }
+        total = total.saturating_add(Extents::new(each.saturating_mul(stripes)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{add, thin, vg, with_pool};
+    use super::*;
+    use proptest::prelude::*;
+
+    const STRIPED: ThickLayout = ThickLayout::Striped { stripes: 2, stripe_size: Bytes::kib(64) };
+
+    #[test]
+    fn thick_room_less_the_reserve() {
+        let rules = Rules { pool: None, reserve: Bytes::mib(40) };
+        let capacity = of(&vg(&[&[100, 20], &[30]]), &rules);
+        let offer = capacity.offer(None, &ThickLayout::Linear);
+        assert_eq!(offer.available, Bytes::mib(600 - 40));
+        assert_eq!(offer.largest, Bytes::mib(560));
+        assert_eq!(offer.smallest, Bytes::mib(4));
+        let offer = capacity.offer(None, &STRIPED);
+        assert_eq!(offer.largest, Bytes::mib(60 * 4));
+        assert_eq!(offer.smallest, Bytes::mib(8));
+        assert_eq!(
+            capacity.offer(Some(Provisioning::Thin), &ThickLayout::Linear).largest,
+            Bytes::ZERO
+        );
+    }
+
+    #[test]
+    fn stripes_need_as_many_disks() {
+        for (free, stripes, want) in [
+            (&[&[10][..], &[10]][..], 2, 20),
+            (&[&[10], &[4]], 2, 8),
+            (&[&[10], &[4], &[4]], 2, 16),
+            (&[&[10]], 2, 0),
+            (&[&[5, 5], &[10]], 2, 20),
+            (&[&[3], &[3], &[3], &[3]], 4, 12),
+            (&[&[10], &[10], &[1]], 3, 3),
+        ] {
+            let runs: Vec<Vec<u64>> = free.iter().map(|r| r.to_vec()).collect();
+            assert_eq!(allocatable(&runs, stripes).get(), want, "{free:?} in {stripes}");
+        }
+    }
+
+    #[test]
+    fn a_pool_promises_what_it_may_and_no_more() {
+        let (mut vg, rules) = with_pool();
+        let room =
+            |vg: &VgState, rules: &Rules| of(vg, rules).offer(None, &ThickLayout::Linear).largest;
+        assert_eq!(room(&vg, &rules), Bytes::gib(20));
+        add(&mut vg, "pvc-1", Bytes::gib(15), thin(None), &[]);
+        add(&mut vg, "snap-1", Bytes::gib(4), thin(Some("pvc-1")), &[]);
+        assert_eq!(room(&vg, &rules), Bytes::gib(1));
+        let with = |change: fn(&mut PoolRules)| {
+            let mut rules = rules.clone();
+            change(rules.pool.as_mut().unwrap());
+            room(&vg, &rules)
+        };
+        assert_eq!(with(|p| p.data_used_bp = POOL_DATA_GUARD_BP), Bytes::ZERO);
+        assert_eq!(with(|p| p.metadata_used_bp = POOL_METADATA_GUARD_BP), Bytes::ZERO);
+        assert_eq!(with(|p| p.healthy = false), Bytes::ZERO);
+        assert_eq!(with(|p| p.overprovision_percent = 100), Bytes::ZERO);
+    }
+
+    proptest! {
+        #[test]
+        fn stripes_never_promise_more_than_is_free(
+            free in proptest::collection::vec(proptest::collection::vec(0..100u64, 0..4), 0..5),
+            stripes in 1..5u64,
+        ) {
+            let all: u64 = free.iter().flatten().sum();
+            let got = allocatable(&free, stripes).get();
+            prop_assert!(got <= all && got.is_multiple_of(stripes));
+        }
+    }
+}

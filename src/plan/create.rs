@@ -1,0 +1,449 @@
+//! Making a volume: blank, from a snapshot or from a volume.
+
+use super::{Plan, PoolRules, Rules, own};
+use crate::domain::{CapacityRange, ContentSource, CreateVolume, Provisioning};
+use crate::error::{Error, Result};
+use crate::lvm::command::{Change, ThickLayout};
+use crate::lvm::state::{Lv, LvLayout, VgState};
+use crate::lvm::tag::{Kind, Pending, Source, Tags, Usage};
+use crate::names::{LvName, dm_name};
+use crate::units::{Bytes, Extents};
+
+/// The size of a volume when nobody says, as Kubernetes users know it from other drivers.
+const DEFAULT_SIZE: Bytes = Bytes::gib(1);
+
+/// What is left to do until the volume is there.
+///
+/// # Errors
+/// When it cannot be made as asked for, or a different one of that name is there.
+pub fn plan(vg: &VgState, rules: &Rules, request: &CreateVolume) -> Result<Plan> {
+    let lv = LvName::for_volume(&request.name);
+    dm_name(&vg.name, &lv).map_err(|e| Error::invalid(e.to_string()))?;
+    let provisioning = provisioning(vg, rules, request)?;
+    // What is there already is looked at first: its source may be gone meanwhile.
+    if let Some(found) = own(vg, &lv, &request.name, Lv::is_volume)? {
+        return resume(vg, found, provisioning, request);
+    }
+    let source = request.source.as_ref().map(|s| find_source(vg, s)).transpose()?;
+    let least = match (source, request.usage) {
+        (Some(from), _) => from.size,
+        (None, Usage::Filesystem(fs)) => fs.minimum(),
+        (None, Usage::Block) => Bytes::ZERO,
+    };
+    let extents = extents(vg, &request.class.layout, &request.range, least)?;
+    let steps = match source {
+        Some(from) => restore(vg, rules, provisioning, request, lv, extents, from)?,
+        None => vec![blank(vg, rules, provisioning, request, lv, extents)?],
+    };
+    Ok(Plan::Steps(steps))
+}
+
+fn provisioning(vg: &VgState, rules: &Rules, request: &CreateVolume) -> Result<Provisioning> {
+    match (request.class.provisioning, &rules.pool) {
+        (Some(Provisioning::Thin), None) => Err(Error::invalid(format!(
+            "parameter provisioning: thin needs a thin pool, and this backend has none in volume group {}: \
+             configure thinPool for the backend, or use provisioning: thick",
+            vg.name
+        ))),
+        (Some(asked), _) => Ok(asked),
+        (None, _) if request.class.layout != ThickLayout::Linear => Ok(Provisioning::Thick),
+        (None, Some(_)) => Ok(Provisioning::Thin),
+        (None, None) => Ok(Provisioning::Thick),
+    }
+}
+
+/// The number of extents that a volume gets: at least what is required and what its use needs.
+fn extents(
+    vg: &VgState,
+    layout: &ThickLayout,
+    range: &CapacityRange,
+    least: Bytes,
+) -> Result<Extents> {
+    let wanted = match (range.required, range.limit) {
+        (Some(required), _) => required,
+        (None, Some(limit)) => DEFAULT_SIZE.min(limit),
+        (None, None) => DEFAULT_SIZE,
+    };
+    let unit = match layout {
+        ThickLayout::Linear => 1,
+        ThickLayout::Striped { stripes, stripe_size } => {
+            if *stripe_size > vg.extent_size.bytes() {
+                return Err(Error::invalid(format!(
+                    "parameter stripeSize: {stripe_size} is more than the extent size of volume group {}, {}",
+                    vg.name,
+                    vg.extent_size.bytes()
+                )));
+            }
+            u64::from(*stripes)
+        }
+    };
+    let extents = vg.extent_size.extents_ceil(wanted.max(least)).ceil_to_multiple_of(unit);
+    let extents = extents.max(Extents::new(unit));
+    let size = vg.extent_size.size_of(extents);
+    match range.limit {
+        Some(limit) if size > limit => Err(Error::out_of_range(format!(
+            "the smallest size of at least {} that volume group {} can make here is {size}, more than the limit of {limit}",
+            wanted.max(least),
+            vg.name
+        ))),
+        _ if size > Bytes::MAX => {
+            Err(Error::out_of_range(format!("a size of {size} is too large")))
+        }
+        _ => Ok(extents),
+    }
+}
+
+fn find_source<'a>(vg: &'a VgState, source: &ContentSource) -> Result<&'a Lv> {
+    let handle = source.handle();
+    if handle.vg != vg.uuid {
+        return Err(Error::invalid(format!(
+            "the source {handle} is in another volume group than the backend's, {}: use a class of the source's backend",
+            vg.name
+        )));
+    }
+    let (what, is): (_, fn(&Lv) -> bool) = match source {
+        ContentSource::Volume(_) => ("volume", Lv::is_volume),
+        ContentSource::Snapshot(_) => ("snapshot", Lv::is_snapshot),
+    };
+    let lv = vg.lvs.get(&handle.lv).filter(|lv| is(lv)).ok_or_else(|| {
+        Error::not_found(format!("there is no {what} {} in volume group {}", handle.lv, vg.name))
+    })?;
+    if lv.is_unfinished() {
+        let sentence = format!("the source {what} {} is still being made", handle.lv);
+        return Err(Error::unavailable(sentence));
+    }
+    Ok(lv)
+}
+
+fn source_tag(source: &ContentSource) -> Source {
+    match source {
+        ContentSource::Volume(handle) => Source::Volume(handle.lv.clone()),
+        ContentSource::Snapshot(handle) => Source::Snapshot(handle.lv.clone()),
+    }
+}
+
+/// What is left to do for a volume that is there already, perhaps half.
+fn resume(
+    vg: &VgState,
+    found: &Lv,
+    provisioning: Provisioning,
+    request: &CreateVolume,
+) -> Result<Plan> {
+    let differs = |what: String| {
+        Error::already_exists(format!("there is a volume {} already, and {what}", request.name))
+    };
+    if found.tags.source != request.source.as_ref().map(source_tag) {
+        return Err(differs("it was made from another source".to_owned()));
+    }
+    if let Some(usage) = found.tags.usage.filter(|usage| *usage != request.usage) {
+        return Err(differs(format!("it is for {usage}, not for {}", request.usage)));
+    }
+    if !same_layout(&found.layout, provisioning, &request.class.layout) {
+        return Err(differs(format!("it is {:?}", found.layout)));
+    }
+    // A volume that is to be larger than its source gets there in a second step.
+    let size = found.size.max(found.tags.born_bytes.unwrap_or_default());
+    let least = request.range.required.unwrap_or_default();
+    if size < least || request.range.limit.is_some_and(|limit| size > limit) {
+        return Err(differs(format!("it has {size}")));
+    }
+    if found.size < size {
+        let extents = vg.extent_size.extents_ceil(size);
+        let extend = Change::Extend { lv: found.name.clone(), extents, from: vec![] };
+        return Ok(Plan::Steps(vec![extend]));
+    }
+    Ok(Plan::Done)
+}
+
+fn same_layout(found: &LvLayout, provisioning: Provisioning, layout: &ThickLayout) -> bool {
+    match (found, provisioning, layout) {
+        (LvLayout::Thin { .. }, Provisioning::Thin, _)
+        | (LvLayout::Linear, Provisioning::Thick, ThickLayout::Linear) => true,
+        (
+            LvLayout::Striped { stripes: n, stripe_size: s },
+            Provisioning::Thick,
+            ThickLayout::Striped { stripes, stripe_size },
+        ) => (n, s) == (stripes, stripe_size),
+        _ => false,
+    }
+}
+
+fn tags(lv: &LvName, request: &CreateVolume, pending: Pending) -> Tags {
+    Tags {
+        owned: Some(1),
+        kind: Some(Kind::Volume),
+        name: (lv.as_str() != request.name.as_str()).then(|| request.name.clone()),
+        pending: Some(pending),
+        usage: Some(request.usage),
+        claim: request.claim.clone(),
+        ..Tags::default()
+    }
+}
+
+fn blank(
+    vg: &VgState,
+    rules: &Rules,
+    provisioning: Provisioning,
+    request: &CreateVolume,
+    lv: LvName,
+    extents: Extents,
+) -> Result<Change> {
+    let size = vg.extent_size.size_of(extents);
+    let tags = tags(&lv, request, Pending::Fresh).print();
+    if let (Provisioning::Thin, Some(pool)) = (provisioning, &rules.pool) {
+        check_pool(vg, pool, size)?;
+        return Ok(Change::CreateThin { lv, pool: pool.lv.clone(), size, tags });
+    }
+    let layout = request.class.layout.clone();
+    check_room(vg, rules, &layout, extents)?;
+    Ok(Change::CreateThick { lv, extents, layout, tags })
+}
+
+fn restore(
+    vg: &VgState,
+    rules: &Rules,
+    provisioning: Provisioning,
+    request: &CreateVolume,
+    lv: LvName,
+    extents: Extents,
+    from: &Lv,
+) -> Result<Vec<Change>> {
+    let pool = match (provisioning, from.pool(), &rules.pool) {
+        (Provisioning::Thin, Some(has), Some(pool)) if *has == pool.lv => pool,
+        (Provisioning::Thin, Some(has), _) => {
+            return Err(Error::invalid(format!(
+                "the source {} is in thin pool {has}, not in this backend's: use a class of the source's backend",
+                from.name
+            )));
+        }
+        _ => {
+            return Err(Error::invalid(format!(
+                "a volume can be made from {} only when both are thin; copies of thick volumes are not offered yet",
+                from.name
+            )));
+        }
+    };
+    let size = vg.extent_size.size_of(extents);
+    check_pool(vg, pool, size)?;
+    // What was never formatted has nothing in it: the new volume is as blank as its source.
+    let pending = match from.tags.pending {
+        Some(Pending::Fresh) => Pending::Fresh,
+        Some(Pending::Restored) | None => Pending::Restored,
+    };
+    let mut tags = tags(&lv, request, pending);
+    tags.source = request.source.as_ref().map(source_tag);
+    let grows = size > from.size;
+    tags.born_bytes = grows.then_some(size);
+    let origin = from.name.clone();
+    let mut steps = vec![Change::CloneThin { lv: lv.clone(), origin, tags: tags.print() }];
+    if grows {
+        steps.push(Change::Extend { lv, extents, from: vec![] });
+    }
+    Ok(steps)
+}
+
+/// Whether a thick volume fits.
+pub(super) fn check_room(
+    vg: &VgState,
+    rules: &Rules,
+    layout: &ThickLayout,
+    extents: Extents,
+) -> Result<()> {
+    let rules = Rules { pool: None, reserve: rules.reserve };
+    let offer = super::capacity::of(vg, &rules).offer(Some(Provisioning::Thick), layout);
+    let wanted = vg.extent_size.size_of(extents);
+    if wanted <= offer.largest {
+        return Ok(());
+    }
+    Err(Error::no_space(format!(
+        "{wanted} do not fit into volume group {}: the largest volume of this layout is {} ({} free beyond the reserve of {})",
+        vg.name, offer.largest, offer.available, rules.reserve
+    )))
+}
+
+/// Whether a pool may promise so much more.
+pub(super) fn check_pool(vg: &VgState, pool: &PoolRules, more: Bytes) -> Result<()> {
+    let Some(capacity) = pool.capacity(vg) else {
+        let sentence = format!("thin pool {} is not in volume group {}", pool.lv, vg.name);
+        return Err(Error::no_space(sentence));
+    };
+    if let Some(trouble) = capacity.trouble() {
+        return Err(Error::no_space(format!(
+            "thin pool {}/{} takes nothing new: {trouble}",
+            vg.name, pool.lv
+        )));
+    }
+    if more <= capacity.room() {
+        return Ok(());
+    }
+    Err(Error::no_space(format!(
+        "{more} do not fit into thin pool {}/{}: of its {}, {}% may be promised, {} are promised already",
+        vg.name, pool.lv, capacity.size, capacity.overprovision_percent, capacity.promised
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{add, lv_name, thin, vg, with_pool};
+    use super::*;
+    use crate::domain::VolumeClass;
+    use crate::error::ErrorKind;
+    use crate::lvm::tag::{Claim, FsType};
+    use crate::names::{CsiName, Handle};
+
+    fn request(provisioning: Option<Provisioning>) -> CreateVolume {
+        CreateVolume {
+            name: CsiName::parse("pvc-1").unwrap(),
+            range: CapacityRange { required: Some(Bytes::gib(1)), limit: None },
+            class: VolumeClass { backend: None, provisioning, layout: ThickLayout::Linear },
+            usage: Usage::Filesystem(FsType::Ext4),
+            source: None,
+            claim: Some(Claim { namespace: "db".to_owned(), name: "data".to_owned() }),
+        }
+    }
+
+    fn only(plan: Result<Plan>) -> Change {
+        match plan.unwrap() {
+            Plan::Steps(steps) if steps.len() == 1 => steps[0].clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn blank_volumes_are_born_fresh_and_ours() {
+        let tags = ["cinderblock=1", "cb.volume", "cb.fresh", "cb.use=ext4", "cb.pvc=db/data"];
+        let tags = tags.map(str::to_owned).to_vec();
+        let vg0 = vg(&[&[1000]]);
+        let step = only(plan(&vg0, &Rules::default(), &request(None)));
+        let (lv, extents, layout) = (lv_name("pvc-1"), Extents::new(256), ThickLayout::Linear);
+        assert_eq!(step, Change::CreateThick { lv, extents, layout, tags: tags.clone() });
+        let (mut vg, rules) = with_pool();
+        vg.pvs = vg0.pvs.clone();
+        let step = only(plan(&vg, &rules, &request(None)));
+        let (lv, pool) = (lv_name("pvc-1"), lv_name("pool0"));
+        assert_eq!(step, Change::CreateThin { lv, pool, size: Bytes::gib(1), tags });
+        let step = only(plan(&vg, &rules, &request(Some(Provisioning::Thick))));
+        assert!(matches!(step, Change::CreateThick { .. }));
+        let error = plan(&vg0, &Rules::default(), &request(Some(Provisioning::Thin))).unwrap_err();
+        assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains("thinPool"));
+    }
+
+    #[test]
+    fn sizes_round_up_to_extents_and_stay_within_the_limit() {
+        let vg = vg(&[&[1000], &[1000]]);
+        let size = |required, limit, stripes, usage| {
+            let mut request = request(None);
+            request.range = CapacityRange { required, limit };
+            request.usage = usage;
+            if stripes > 1 {
+                request.class.layout =
+                    ThickLayout::Striped { stripes, stripe_size: Bytes::kib(64) };
+            }
+            plan(&vg, &Rules::default(), &request).map(|p| match only(Ok(p)) {
+                Change::CreateThick { extents, .. } => extents.get(),
+                other => panic!("{other:?}"),
+            })
+        };
+        let mib = |n| Some(Bytes::mib(n));
+        assert_eq!(size(mib(5), None, 1, Usage::Block).unwrap(), 2);
+        assert_eq!(size(mib(12), None, 2, Usage::Block).unwrap(), 4);
+        assert_eq!(size(None, None, 1, Usage::Block).unwrap(), 256);
+        assert_eq!(size(None, mib(8), 1, Usage::Block).unwrap(), 2);
+        assert_eq!(size(mib(1), None, 1, Usage::Filesystem(FsType::Xfs)).unwrap(), 75);
+        assert_eq!(size(mib(4), mib(4), 1, Usage::Block).unwrap(), 1);
+        for (required, limit, usage) in [
+            (mib(5), mib(7), Usage::Block),
+            (mib(5), mib(8), Usage::Filesystem(FsType::Xfs)),
+            (None, mib(1), Usage::Block),
+        ] {
+            assert_eq!(size(required, limit, 1, usage).unwrap_err().kind(), ErrorKind::OutOfRange);
+        }
+        assert_eq!(size(mib(8004), None, 1, Usage::Block).unwrap_err().kind(), ErrorKind::NoSpace);
+        assert_eq!(size(mib(8000), None, 1, Usage::Block).unwrap(), 2000);
+    }
+
+    #[test]
+    fn the_same_again_is_done_and_another_is_a_conflict() {
+        let (mut vg, rules) = with_pool();
+        add(
+            &mut vg,
+            "pvc-1",
+            Bytes::gib(1),
+            thin(None),
+            &["cinderblock=1", "cb.volume", "cb.use=ext4"],
+        );
+        assert_eq!(plan(&vg, &rules, &request(None)).unwrap(), Plan::Done);
+        let conflict = |change: fn(&mut CreateVolume)| {
+            let mut request = request(None);
+            change(&mut request);
+            let error = plan(&vg, &rules, &request).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+        };
+        conflict(|r| r.range.required = Some(Bytes::gib(2)));
+        conflict(|r| r.range = CapacityRange { required: None, limit: Some(Bytes::mib(1)) });
+        conflict(|r| r.usage = Usage::Block);
+        conflict(|r| r.class.provisioning = Some(Provisioning::Thick));
+        conflict(|r| {
+            let vg = crate::names::LvmUuid::derived("vg0");
+            r.source = Some(ContentSource::Volume(Handle { vg, lv: lv_name("pvc-0") }));
+        });
+        // An LV of somebody else has the name.
+        add(&mut vg, "pvc-1", Bytes::gib(1), thin(None), &["mine"]);
+        let error = plan(&vg, &rules, &request(None)).unwrap_err();
+        assert!(error.to_string().contains("was not made for"), "{error}");
+    }
+
+    #[test]
+    fn a_restore_larger_than_its_source_is_finished_after_a_cut() {
+        let (mut vg, rules) = with_pool();
+        let snap = ["cinderblock=1", "cb.snapshot", "cb.src=v:pvc-0"];
+        add(&mut vg, "snap-1", Bytes::gib(1), thin(None), &snap);
+        let mut request = request(None);
+        let source = Handle { vg: vg.uuid.clone(), lv: lv_name("snap-1") };
+        request.source = Some(ContentSource::Snapshot(source));
+        request.range.required = Some(Bytes::gib(2));
+        let Plan::Steps(steps) = plan(&vg, &rules, &request).unwrap() else { panic!() };
+        let [Change::CloneThin { tags, .. }, extend] = &steps[..] else { panic!("{steps:?}") };
+        assert!(
+            tags.contains(&"cb.restored".to_owned())
+                && tags.contains(&"cb.src=s:snap-1".to_owned())
+        );
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        add(&mut vg, "pvc-1", Bytes::gib(1), thin(Some("snap-1")), &tags);
+        // Cut between the two, and the snapshot deleted meanwhile.
+        vg.lvs.remove(&lv_name("snap-1"));
+        assert_eq!(&only(plan(&vg, &rules, &request)), extend);
+        add(&mut vg, "pvc-1", Bytes::gib(2), thin(None), &tags);
+        assert_eq!(plan(&vg, &rules, &request).unwrap(), Plan::Done);
+    }
+
+    #[test]
+    fn sources_must_be_there_and_fit() {
+        let (mut vg, rules) = with_pool();
+        let mut ask = request(None);
+        let handle = |vg: &VgState, lv: &str| Handle { vg: vg.uuid.clone(), lv: lv_name(lv) };
+        ask.source = Some(ContentSource::Snapshot(handle(&vg, "snap-1")));
+        let kind = |vg: &VgState, ask: &CreateVolume| plan(vg, &rules, ask).unwrap_err().kind();
+        assert_eq!(kind(&vg, &ask), ErrorKind::NotFound);
+        // A volume is no snapshot.
+        add(&mut vg, "snap-1", Bytes::gib(2), thin(None), &["cinderblock=1", "cb.volume"]);
+        assert_eq!(kind(&vg, &ask), ErrorKind::NotFound);
+        add(&mut vg, "snap-1", Bytes::gib(2), thin(None), &["cinderblock=1", "cb.snapshot"]);
+        // Never smaller than its source.
+        let step = only(plan(&vg, &rules, &ask));
+        assert!(matches!(step, Change::CloneThin { .. }));
+        ask.range.limit = Some(Bytes::gib(1));
+        assert_eq!(kind(&vg, &ask), ErrorKind::OutOfRange);
+        ask.range.limit = None;
+        ask.class.provisioning = Some(Provisioning::Thick);
+        assert_eq!(kind(&vg, &ask), ErrorKind::Invalid);
+        // What was never formatted stays blank, and only that.
+        ask.class.provisioning = None;
+        let fresh = ["cinderblock=1", "cb.snapshot", "cb.fresh"];
+        add(&mut vg, "snap-1", Bytes::gib(2), thin(None), &fresh);
+        match only(plan(&vg, &rules, &ask)) {
+            Change::CloneThin { tags, .. } => assert!(tags.contains(&"cb.fresh".to_owned())),
+            other => panic!("{other:?}"),
+        }
+    }
+}

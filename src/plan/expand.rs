@@ -1,0 +1,244 @@
+//! Making a volume larger. Never smaller.
+
+use super::create::{check_pool, check_room};
+use super::{Plan, Rules};
+use crate::domain::CapacityRange;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lvm::command::{Change, Range, ThickLayout};
+use crate::lvm::state::{Lv, LvLayout, VgState};
+use crate::lvm::tag::{Kind, Pending, Tags, Usage};
+use crate::units::{Bytes, Extents};
+
+/// What is left to do until the volume has the size.
+///
+/// # Errors
+/// When it cannot have it. Lack of room is [`ErrorKind::OutOfRange`]: the request can be lowered.
+pub fn plan(vg: &VgState, rules: &Rules, lv: &Lv, range: &CapacityRange) -> Result<Plan> {
+    let layout = match &lv.layout {
+        LvLayout::Linear => Some(ThickLayout::Linear),
+        LvLayout::Striped { stripes, stripe_size } => {
+            Some(ThickLayout::Striped { stripes: *stripes, stripe_size: *stripe_size })
+        }
+        LvLayout::Thin { .. } => None,
+        LvLayout::ThinPool { .. } | LvLayout::Other(_) => {
+            return Err(Error::failed_precondition(format!(
+                "volume {} has a layout that this driver does not make: {:?}",
+                lv.name, lv.layout
+            )));
+        }
+    };
+    let extents = wanted(vg, lv, layout.as_ref(), range)?;
+    let have = vg.extent_size.extents_ceil(lv.size);
+    if extents <= have {
+        return Ok(leftover(vg, lv).map_or(Plan::Done, |growth| Plan::Steps(vec![growth])));
+    }
+    let more = extents.saturating_sub(have);
+    let plan = match layout {
+        None => thin(vg, rules, lv, extents, more),
+        Some(layout) if shows_old_data(lv) => zeroed_first(vg, rules, lv, &layout, extents, more),
+        Some(layout) => check_room(vg, rules, &layout, more)
+            .map(|()| Plan::Steps(vec![extend(lv, extents, vec![])])),
+    };
+    plan.map_err(|e| {
+        if e.kind() == ErrorKind::NoSpace { e.with_kind(ErrorKind::OutOfRange) } else { e }
+    })
+}
+
+fn wanted(
+    vg: &VgState,
+    lv: &Lv,
+    layout: Option<&ThickLayout>,
+    range: &CapacityRange,
+) -> Result<Extents> {
+    let unit = match layout {
+        Some(ThickLayout::Striped { stripes, .. }) => u64::from(*stripes),
+        Some(ThickLayout::Linear) | None => 1,
+    };
+    let required = vg.extent_size.extents_ceil(range.required.unwrap_or(Bytes::ZERO));
+    let extents = required.ceil_to_multiple_of(unit).max(vg.extent_size.extents_ceil(lv.size));
+    let size = vg.extent_size.size_of(extents);
+    match range.limit {
+        Some(limit) if size > limit => Err(Error::out_of_range(format!(
+            "volume {} would have {size}, more than the limit of {limit}; volumes are never made smaller",
+            lv.name
+        ))),
+        _ if size > Bytes::MAX => {
+            Err(Error::out_of_range(format!("a size of {size} is too large")))
+        }
+        _ => Ok(extents),
+    }
+}
+
+fn extend(lv: &Lv, extents: Extents, from: Vec<Range>) -> Change {
+    Change::Extend { lv: lv.name.clone(), extents, from }
+}
+
+fn thin(vg: &VgState, rules: &Rules, lv: &Lv, extents: Extents, more: Extents) -> Result<Plan> {
+    let pool = rules.pool.as_ref().filter(|rules| lv.pool() == Some(&rules.lv)).ok_or_else(|| {
+        Error::failed_precondition(format!(
+            "volume {} is in thin pool {:?}, which no backend on this node has: add it to the configuration",
+            lv.name,
+            lv.pool()
+        ))
+    })?;
+    check_pool(vg, pool, vg.extent_size.size_of(more))?;
+    Ok(Plan::Steps(vec![extend(lv, extents, vec![])]))
+}
+
+/// Whether whoever has the volume would see what its new extents held before. A filesystem never
+/// shows what it has not written, and a fresh volume is zeroed as a whole before its first use.
+fn shows_old_data(lv: &Lv) -> bool {
+    !matches!(lv.tags.usage, Some(Usage::Filesystem(_))) && lv.tags.pending != Some(Pending::Fresh)
+}
+
+/// The extents go into an LV of their own first, are zeroed there where nobody sees them, and then
+/// become the volume's. Cut anywhere, this begins again with whatever is there.
+fn zeroed_first(
+    vg: &VgState,
+    rules: &Rules,
+    lv: &Lv,
+    layout: &ThickLayout,
+    extents: Extents,
+    more: Extents,
+) -> Result<Plan> {
+    let name = lv.name.growth();
+    let Some(growth) = vg.lvs.get(&name) else {
+        check_room(vg, rules, layout, more)?;
+        let tags = Tags {
+            owned: Some(1),
+            kind: Some(Kind::Growth),
+            pending: Some(Pending::Fresh),
+            ..Tags::default()
+        };
+        let (layout, tags) = (layout.clone(), tags.print());
+        let create = Change::CreateThick { lv: name, extents: more, layout, tags };
+        return Ok(Plan::Steps(vec![create]));
+    };
+    let Some(remove) = leftover(vg, lv) else {
+        return Err(Error::failed_precondition(format!(
+            "logical volume {}/{name} is in the way and not ours: rename or remove it",
+            vg.name
+        )));
+    };
+    if vg.extent_size.extents_ceil(growth.size) != more {
+        return Ok(Plan::Steps(vec![remove]));
+    }
+    if growth.tags.pending == Some(Pending::Fresh) {
+        return Ok(Plan::Zero(name));
+    }
+    let mut from = Vec::new();
+    for area in &growth.areas {
+        let pv = vg.pvs.get(&area.pv);
+        let device = pv.and_then(|pv| pv.device.clone()).ok_or_else(|| {
+            Error::unavailable(format!(
+                "volume group {}: physical volume {} is missing",
+                vg.name, area.pv
+            ))
+        })?;
+        from.push(Range { device, start: area.start, len: area.len });
+    }
+    Ok(Plan::Steps(vec![remove, extend(lv, extents, from)]))
+}
+
+/// Removes what an expansion that was given up has left.
+pub(super) fn leftover(vg: &VgState, lv: &Lv) -> Option<Change> {
+    let growth = vg.lvs.get(&lv.name.growth())?;
+    let ours = growth.tags.is_ours() && growth.tags.kind == Some(Kind::Growth);
+    ours.then(|| Change::Remove { lv: growth.name.clone(), uuid: growth.uuid.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{add, lv_name, thin, vg, with_pool};
+    use super::*;
+    use crate::lvm::state::Area;
+    use crate::names::LvmUuid;
+
+    fn to(size: Bytes) -> CapacityRange {
+        CapacityRange { required: Some(size), limit: None }
+    }
+
+    fn go(vg: &VgState, rules: &Rules, range: CapacityRange) -> Result<Plan> {
+        plan(vg, rules, &vg.lvs[&lv_name("pvc-1")], &range)
+    }
+
+    #[test]
+    fn a_filesystem_grows_in_one_step_and_never_shrinks() {
+        let mut vg = vg(&[&[1000]]);
+        add(&mut vg, "pvc-1", Bytes::gib(1), LvLayout::Linear, &["cinderblock=1", "cb.use=ext4"]);
+        let rules = Rules::default();
+        let extents = Extents::new(512);
+        let step = Change::Extend { lv: lv_name("pvc-1"), extents, from: vec![] };
+        assert_eq!(go(&vg, &rules, to(Bytes::gib(2))).unwrap(), Plan::Steps(vec![step]));
+        for done in [Bytes::gib(1), Bytes::mib(10), Bytes::ZERO] {
+            assert_eq!(go(&vg, &rules, to(done)).unwrap(), Plan::Done);
+        }
+        let odd = CapacityRange { required: Some(Bytes::gib(1)), limit: Some(Bytes::mib(1023)) };
+        assert_eq!(go(&vg, &rules, odd).unwrap_err().kind(), ErrorKind::OutOfRange);
+        // No room can be asked for less; it is not "try again".
+        assert_eq!(go(&vg, &rules, to(Bytes::gib(9))).unwrap_err().kind(), ErrorKind::OutOfRange);
+        assert_eq!(
+            go(&vg, &rules, to(Bytes::new(u64::MAX))).unwrap_err().kind(),
+            ErrorKind::OutOfRange
+        );
+    }
+
+    #[test]
+    fn thin_growth_counts_against_the_pool() {
+        let (mut vg, rules) = with_pool();
+        add(&mut vg, "pvc-1", Bytes::gib(15), thin(None), &["cinderblock=1", "cb.use=block"]);
+        assert!(
+            matches!(go(&vg, &rules, to(Bytes::gib(20))).unwrap(), Plan::Steps(s) if s.len() == 1)
+        );
+        assert_eq!(go(&vg, &rules, to(Bytes::gib(21))).unwrap_err().kind(), ErrorKind::OutOfRange);
+        let error = go(&vg, &Rules::default(), to(Bytes::gib(16))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+    }
+
+    /// Whoever has a raw thick volume never sees what its new extents held before.
+    #[test]
+    fn a_thick_block_volume_gets_zeroed_extents() {
+        let mut vg = vg(&[&[1000]]);
+        let rules = Rules::default();
+        add(&mut vg, "pvc-1", Bytes::gib(1), LvLayout::Linear, &["cinderblock=1", "cb.use=block"]);
+        let range = to(Bytes::gib(2));
+        let Plan::Steps(steps) = go(&vg, &rules, range).unwrap() else { panic!() };
+        let [Change::CreateThick { lv, extents, tags, .. }] = &steps[..] else {
+            panic!("{steps:?}")
+        };
+        assert_eq!((lv.as_str(), extents.get()), ("pvc-1.growth", 256));
+        assert_eq!(tags, &["cinderblock=1", "cb.growth", "cb.fresh"]);
+
+        let tags = ["cinderblock=1", "cb.growth", "cb.fresh"];
+        add(&mut vg, "pvc-1.growth", Bytes::gib(1), LvLayout::Linear, &tags);
+        assert_eq!(go(&vg, &rules, range).unwrap(), Plan::Zero(lv_name("pvc-1.growth")));
+
+        add(&mut vg, "pvc-1.growth", Bytes::gib(1), LvLayout::Linear, &tags[..2]);
+        let pv = LvmUuid::derived("pv0");
+        vg.lvs.get_mut(&lv_name("pvc-1.growth")).unwrap().areas =
+            vec![Area { pv, start: 7, len: 256 }];
+        let Plan::Steps(steps) = go(&vg, &rules, range).unwrap() else { panic!() };
+        let [Change::Remove { .. }, Change::Extend { from, extents, .. }] = &steps[..] else {
+            panic!("{steps:?}")
+        };
+        assert_eq!(from, &[Range { device: "/dev/pv0".into(), start: 7, len: 256 }]);
+        assert_eq!(extents.get(), 512);
+
+        // Another size was asked for meanwhile, or none.
+        for other in [Bytes::gib(3), Bytes::gib(1)] {
+            let Plan::Steps(steps) = go(&vg, &rules, to(other)).unwrap() else { panic!() };
+            assert!(matches!(&steps[..], [Change::Remove { .. }]), "{steps:?}");
+        }
+        add(&mut vg, "pvc-1.growth", Bytes::gib(1), LvLayout::Linear, &["mine"]);
+        assert_eq!(go(&vg, &rules, range).unwrap_err().kind(), ErrorKind::FailedPrecondition);
+    }
+
+    #[test]
+    fn a_fresh_block_volume_is_zeroed_later_as_a_whole() {
+        let mut vg = vg(&[&[1000]]);
+        let tags = ["cinderblock=1", "cb.use=block", "cb.fresh"];
+        add(&mut vg, "pvc-1", Bytes::gib(1), LvLayout::Linear, &tags);
+        let plan = go(&vg, &Rules::default(), to(Bytes::gib(2))).unwrap();
+        assert!(matches!(plan, Plan::Steps(s) if matches!(s[..], [Change::Extend { .. }])));
+    }
+}

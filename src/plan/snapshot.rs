@@ -1,0 +1,141 @@
+//! Taking a snapshot.
+
+use super::create::check_pool;
+use super::{Plan, Rules, own};
+use crate::domain::CreateSnapshot;
+use crate::error::{Error, Result};
+use crate::lvm::command::Change;
+use crate::lvm::state::{Lv, LvLayout, VgState};
+use crate::lvm::tag::{Kind, Pending, Source, Tags};
+use crate::names::{LvName, dm_name};
+
+/// What is left to do until the snapshot is there.
+///
+/// # Errors
+/// When it cannot be taken, or one of that name was taken of another volume.
+pub fn plan(vg: &VgState, rules: &Rules, request: &CreateSnapshot) -> Result<Plan> {
+    let lv = LvName::for_snapshot(&request.name);
+    dm_name(&vg.name, &lv).map_err(|e| Error::invalid(e.to_string()))?;
+    let source = Source::Volume(request.source.lv.clone());
+    if let Some(found) = own(vg, &lv, &request.name, Lv::is_snapshot)? {
+        if found.tags.source.as_ref() == Some(&source) {
+            return Ok(Plan::Done);
+        }
+        return Err(Error::already_exists(format!(
+            "there is a snapshot {} already, and it was taken of {}",
+            request.name,
+            found.tags.source.as_ref().map_or("nothing known", |s| s.lv().as_str())
+        )));
+    }
+    let lvs = &vg.lvs;
+    let origin = lvs.get(&request.source.lv).filter(|lv| lv.is_volume()).ok_or_else(|| {
+        Error::not_found(format!(
+            "there is no volume {} in volume group {}",
+            request.source.lv, vg.name
+        ))
+    })?;
+    if origin.is_unfinished() {
+        return Err(Error::unavailable(format!("volume {} is still being made", origin.name)));
+    }
+    let LvLayout::Thin { pool, .. } = &origin.layout else {
+        return Err(Error::failed_precondition(format!(
+            "volume {} is thick, and snapshots of thick volumes are not offered yet: use a class with provisioning: thin",
+            origin.name
+        )));
+    };
+    let pool = rules.pool.as_ref().filter(|rules| rules.lv == *pool).ok_or_else(|| {
+        Error::failed_precondition(format!(
+            "volume {} is in thin pool {pool}, which no backend on this node has: add it to the configuration",
+            origin.name
+        ))
+    })?;
+    check_pool(vg, pool, origin.size)?;
+    let tags = Tags {
+        owned: Some(1),
+        kind: Some(Kind::Snapshot),
+        name: (derived_name(&lv).as_deref() != Some(request.name.as_str()))
+            .then(|| request.name.clone()),
+        // A snapshot of what was never formatted holds nothing, and a volume made of it is blank.
+        pending: origin.tags.pending.filter(|pending| *pending == Pending::Fresh),
+        source: Some(source),
+        usage: origin.tags.usage,
+        ..Tags::default()
+    };
+    let origin = origin.name.clone();
+    Ok(Plan::Steps(vec![Change::SnapshotThin { lv, origin, tags: tags.print() }]))
+}
+
+/// The CSI name that the LV's name alone tells.
+fn derived_name(lv: &LvName) -> Option<String> {
+    lv.as_str().strip_prefix("snap-").map(|rest| format!("snapshot-{rest}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{add, lv_name, thin, with_pool};
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::names::{CsiName, Handle};
+    use crate::units::Bytes;
+
+    fn request(vg: &VgState, name: &str, of: &str) -> CreateSnapshot {
+        let source = Handle { vg: vg.uuid.clone(), lv: lv_name(of) };
+        CreateSnapshot { name: CsiName::parse(name).unwrap(), source }
+    }
+
+    #[test]
+    fn taken_once_and_of_one_volume() {
+        let (mut vg, rules) = with_pool();
+        let volume = ["cinderblock=1", "cb.volume", "cb.use=ext4"];
+        add(&mut vg, "pvc-1", Bytes::gib(1), thin(None), &volume);
+        let ask = request(&vg, "snapshot-1", "pvc-1");
+        let Plan::Steps(steps) = plan(&vg, &rules, &ask).unwrap() else { panic!() };
+        let [Change::SnapshotThin { lv, tags, .. }] = &steps[..] else { panic!("{steps:?}") };
+        assert_eq!(lv.as_str(), "snap-1");
+        assert_eq!(tags, &["cinderblock=1", "cb.snapshot", "cb.src=v:pvc-1", "cb.use=ext4"]);
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        add(&mut vg, "snap-1", Bytes::gib(1), thin(Some("pvc-1")), &tags);
+        assert_eq!(plan(&vg, &rules, &ask).unwrap(), Plan::Done);
+        // Also when the volume is gone.
+        vg.lvs.remove(&lv_name("pvc-1"));
+        assert_eq!(plan(&vg, &rules, &ask).unwrap(), Plan::Done);
+        let other = request(&vg, "snapshot-1", "pvc-2");
+        assert_eq!(plan(&vg, &rules, &other).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        let gone = request(&vg, "snapshot-2", "pvc-1");
+        assert_eq!(plan(&vg, &rules, &gone).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn odd_names_are_kept_in_a_tag() {
+        let (mut vg, rules) = with_pool();
+        add(
+            &mut vg,
+            "pvc-1",
+            Bytes::gib(1),
+            thin(None),
+            &["cinderblock=1", "cb.volume", "cb.fresh"],
+        );
+        let Plan::Steps(steps) = plan(&vg, &rules, &request(&vg, "daily 1", "pvc-1")).unwrap()
+        else {
+            panic!()
+        };
+        let [Change::SnapshotThin { lv, tags, .. }] = &steps[..] else { panic!("{steps:?}") };
+        assert!(lv.as_str().starts_with("cb-"));
+        assert!(
+            tags.contains(&"cb.name=daily#201".to_owned()) && tags.contains(&"cb.fresh".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_full_pool_takes_no_snapshots() {
+        let (mut vg, mut rules) = with_pool();
+        add(&mut vg, "pvc-1", Bytes::gib(12), thin(None), &["cinderblock=1", "cb.volume"]);
+        let ask = request(&vg, "snapshot-1", "pvc-1");
+        assert_eq!(plan(&vg, &rules, &ask).unwrap_err().kind(), ErrorKind::NoSpace);
+        rules.pool.as_mut().unwrap().overprovision_percent = 1000;
+        assert!(plan(&vg, &rules, &ask).is_ok());
+        rules.pool.as_mut().unwrap().metadata_used_bp = 9_000;
+        let error = plan(&vg, &rules, &ask).unwrap_err();
+        assert!(error.to_string().contains("metadata is 90.00% full"), "{error}");
+    }
+}
