@@ -18,12 +18,16 @@ pub mod console;
 pub mod exec;
 pub mod guest;
 mod guest_program;
+pub mod images;
 pub mod lab;
 pub mod netns;
+pub mod oci;
 pub mod packages;
+pub mod pki;
 pub mod process;
 mod programs;
 pub mod protocol;
+pub mod tools;
 pub mod vm;
 
 pub use exec::{Exec, Output, TimedOut};
@@ -42,4 +46,10 @@ pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let digit = |number: u8| char::from_digit(u32::from(number), 16).unwrap_or('?');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
