@@ -12,11 +12,19 @@
     )
 )]
 
+pub mod admin;
+pub mod agent;
+pub mod cli;
 pub mod config;
+pub mod controller;
+pub mod csi;
 pub mod domain;
 pub mod error;
 pub mod host;
 pub mod lvm;
+pub mod metrics;
 pub mod names;
 pub mod plan;
+pub mod run;
+pub mod telemetry;
 pub mod units;

@@ -31,6 +31,17 @@ const GROWTH_SUFFIX: &str = ".growth";
 /// The namespace of every derived UUID (random, chosen once).
 const NAMESPACE: Uuid = Uuid::from_u128(0x3d0f_7a52_9b1c_4e67_8a2e_51c0_d4b6_f793);
 
+/// Sixteen letters and digits that are the same for the same text.
+fn letters(text: &str) -> String {
+    const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    let hash = Uuid::new_v5(&NAMESPACE, format!("lvm:{text}").as_bytes());
+    let letter = |byte: &u8| {
+        let at = usize::from(*byte).checked_rem(ALPHABET.len()).unwrap_or(0);
+        char::from(ALPHABET.get(at).copied().unwrap_or(b'0'))
+    };
+    hash.as_bytes().iter().map(letter).collect()
+}
+
 fn lvm_name(text: &str) -> Result<(), NameError> {
     let err = |why: &str| Err(NameError(format!("{text:?} {why}")));
     if text.is_empty() || text.len() > LVM_NAME_MAX {
@@ -204,22 +215,33 @@ impl LvmUuid {
         self.0.replace('-', "")
     }
 
-    /// An identifier that is the same for the same text, for PVs that we make: after a cut it
-    /// proves that a half-made PV is ours.
+    /// An identifier that is the same for the same text.
     #[must_use]
     pub fn derived(text: &str) -> Self {
-        const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
-        let (one, two) = (
-            Uuid::new_v5(&NAMESPACE, format!("pv1:{text}").as_bytes()),
-            Uuid::new_v5(&NAMESPACE, format!("pv2:{text}").as_bytes()),
-        );
-        let mut compact = String::with_capacity(32);
-        for byte in one.as_bytes().iter().chain(two.as_bytes()) {
-            let at = usize::from(*byte).checked_rem(ALPHABET.len()).unwrap_or(0);
-            compact.push(char::from(ALPHABET.get(at).copied().unwrap_or(b'0')));
-        }
+        Self::from_parts(&letters(&format!("1:{text}")), &letters(&format!("2:{text}")))
+    }
+
+    /// An identifier for a PV that we make: nobody else has it, and it proves that we made it for
+    /// `purpose`, so that a half-made PV is recognised after a cut.
+    #[must_use]
+    pub fn sealed(nonce: Uuid, purpose: &str) -> Self {
+        let nonce = letters(&nonce.to_string());
+        let seal = letters(&format!("seal:{nonce}:{purpose}"));
+        Self::from_parts(&nonce, &seal)
+    }
+
+    /// Whether [`LvmUuid::sealed`] made it for that purpose.
+    #[must_use]
+    pub fn is_sealed_for(&self, purpose: &str) -> bool {
+        let compact = self.compact();
+        compact
+            .split_at_checked(16)
+            .is_some_and(|(nonce, seal)| seal == letters(&format!("seal:{nonce}:{purpose}")))
+    }
+
+    fn from_parts(one: &str, two: &str) -> Self {
         let mut text = String::with_capacity(38);
-        for (i, c) in compact.chars().enumerate() {
+        for (i, c) in one.chars().chain(two.chars()).enumerate() {
             if [6, 10, 14, 18, 22, 26].contains(&i) {
                 text.push('-');
             }
@@ -394,6 +416,11 @@ mod tests {
         let derived = LvmUuid::derived("lvmdriver-1:/dev/disk/by-id/one");
         assert_eq!(LvmUuid::parse(derived.as_str()).unwrap(), derived);
         assert_ne!(derived, LvmUuid::derived("lvmdriver-1:/dev/disk/by-id/two"));
+        let sealed = LvmUuid::sealed(Uuid::from_u128(7), "vg0:/dev/disk/by-id/one");
+        assert_eq!(LvmUuid::parse(sealed.as_str()).unwrap(), sealed);
+        assert!(sealed.is_sealed_for("vg0:/dev/disk/by-id/one"));
+        assert!(!sealed.is_sealed_for("vg0:/dev/disk/by-id/two"));
+        assert!(!id.is_sealed_for("vg0:/dev/disk/by-id/one"));
         for bad in ["", "9xijuU", "9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6O", "../etc/passwd"] {
             assert!(LvmUuid::parse(bad).is_err(), "{bad}");
         }

@@ -4,12 +4,14 @@
 mod capacity;
 mod class;
 mod inventory;
+mod port;
 mod requests;
 
 pub use capacity::{BackendCapacity, PoolCapacity};
 pub(crate) use class::claim;
 pub use class::{Provisioning, VolumeClass};
 pub use inventory::{BackendState, BackendStatus, Inventory};
+pub use port::{Answer, Told, VolumeAgent};
 pub use requests::{
     AccessMode, AccessType, Capability, CapacityRange, ContentSource, CreateSnapshot, CreateVolume,
     Parameters, Snapshot, Topology, Volume,

@@ -14,6 +14,7 @@ use super::mountinfo::MountTable;
 use super::runner::{Completed, RunError, Runner};
 use super::{FilesystemUsage, Host, PathKind, Usage};
 use crate::error::Result;
+use crate::metrics::ProgramMetrics;
 use crate::units::Bytes;
 
 /// The host that this process runs on.
@@ -28,8 +29,8 @@ impl Linux {
     ///
     /// # Errors
     /// When a program is missing, with the package that has it.
-    pub fn new(lvm_dir: &Path) -> Result<Self> {
-        Ok(Self { runner: Runner::new(lvm_dir)? })
+    pub fn new(lvm_dir: &Path, metrics: ProgramMetrics) -> Result<Self> {
+        Ok(Self { runner: Runner::new(lvm_dir, metrics)? })
     }
 }
 

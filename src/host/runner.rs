@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::invocation::{Effect, Invocation, Program};
 use crate::error::{Error, Result};
+use crate::metrics::ProgramMetrics;
 
 /// Where programs are looked for. Never `PATH`: the environment is not ours to trust.
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
@@ -83,6 +84,7 @@ pub struct Runner {
     paths: BTreeMap<Program, PathBuf>,
     environment: Vec<(&'static str, String)>,
     running: Semaphore,
+    metrics: ProgramMetrics,
 }
 
 impl Runner {
@@ -91,7 +93,7 @@ impl Runner {
     ///
     /// # Errors
     /// When a program is missing, with the package that has it.
-    pub fn new(lvm_dir: &Path) -> Result<Self> {
+    pub fn new(lvm_dir: &Path, metrics: ProgramMetrics) -> Result<Self> {
         let mut paths = BTreeMap::new();
         for program in Program::ALL {
             let found = DIRECTORIES
@@ -115,7 +117,7 @@ impl Runner {
             ("LVM_SYSTEM_DIR", lvm_dir.to_string_lossy().into_owned()),
             ("LVM_SUPPRESS_FD_WARNINGS", "1".to_owned()),
         ];
-        Ok(Self { paths, environment, running: Semaphore::new(RUNNING_MAX) })
+        Ok(Self { paths, environment, running: Semaphore::new(RUNNING_MAX), metrics })
     }
 
     /// Runs a call to its end. A change is waited for however long it takes.
@@ -123,6 +125,20 @@ impl Runner {
     /// # Errors
     /// When it could not be started, or nothing can be said about its end.
     pub async fn run(&self, call: &Invocation) -> Result<Completed, RunError> {
+        let started = Instant::now();
+        let result = self.run_to_end(call).await;
+        let outcome = match &result {
+            Ok(done) if done.success() => "ok",
+            Ok(_) => "failed",
+            Err(RunError::Start(..)) => "not started",
+            Err(RunError::Timeout(..)) => "given up",
+            Err(RunError::Lost(..)) => "lost",
+        };
+        self.metrics.observe(call.label(), outcome, started.elapsed());
+        result
+    }
+
+    async fn run_to_end(&self, call: &Invocation) -> Result<Completed, RunError> {
         let label = call.label();
         let lost = |e| RunError::Lost(label.clone(), e);
         let closed = || RunError::Start(label.clone(), std::io::Error::other("shutting down"));
@@ -208,6 +224,7 @@ async fn drain(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Metrics;
 
     /// A runner for which every program is a shell that runs its first argument.
     fn shell() -> Runner {
@@ -215,6 +232,7 @@ mod tests {
             paths: Program::ALL.into_iter().map(|p| (p, PathBuf::from("/bin/sh"))).collect(),
             environment: vec![("LC_ALL", "C".to_owned())],
             running: Semaphore::new(2),
+            metrics: Metrics::new("test").programs(),
         }
     }
 

@@ -12,10 +12,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::tag::OWNED;
+use super::tag::{Kind, OWNED};
 use crate::host::invocation::{Effect, Invocation, Program};
 use crate::names::{LvName, LvmUuid, VgName};
-use crate::units::{Bytes, Extents};
+use crate::units::{Bytes, ExtentSize, Extents};
 
 /// How long a report may take. LVM reads every disk of the host; a disk that hangs takes as long
 /// as it wants, and the report is given up.
@@ -44,6 +44,8 @@ pub struct Target {
     pub vg: VgName,
     /// Its identifier.
     pub uuid: LvmUuid,
+    /// Its extent size.
+    pub extent_size: ExtentSize,
     /// All its PVs' devices.
     pub devices: Vec<PathBuf>,
 }
@@ -154,6 +156,10 @@ pub enum Change {
         lv: LvName,
         /// Room for data.
         extents: Extents,
+        /// Room for metadata; LVM keeps as much again for repairs.
+        metadata: Extents,
+        /// Unit of allocation, a power of two from 64 KiB.
+        chunk_size: Bytes,
     },
     /// Adds a disk.
     ExtendVg {
@@ -270,10 +276,18 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
         Change::Activate { lv } => Args::on(target, "lvchange", Log::Json)
             .with(&["--activate", "y", "--ignoreactivationskip", &full(lv)])
             .change(),
-        Change::CreatePool { lv, extents } => {
-            let tags = [OWNED.to_owned(), "cb.pool".to_owned()];
-            let extents = extents.get().to_string();
-            let options = ["--type", "thin-pool", "--zero", "y", "--extents", &extents];
+        Change::CreatePool { lv, extents, metadata, chunk_size } => {
+            let tags = [OWNED.to_owned(), Kind::Pool.tag().to_owned()];
+            let metadata = target.extent_size.size_of(*metadata).get();
+            let options = [
+                ("--type", "thin-pool".to_owned()),
+                ("--zero", "y".to_owned()),
+                ("--chunksize", format!("{}b", chunk_size.get())),
+                ("--poolmetadatasize", format!("{metadata}b")),
+                ("--poolmetadataspare", "y".to_owned()),
+                ("--extents", extents.get().to_string()),
+            ];
+            let options: Vec<&str> = options.iter().flat_map(|(k, v)| [*k, v.as_str()]).collect();
             create(target, lv, &tags, vg, &options)
         }
         Change::ExtendVg { device } => {
@@ -386,6 +400,7 @@ mod tests {
         Target {
             vg: VgName::parse("vg0").unwrap(),
             uuid: LvmUuid::parse("9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6Ov").unwrap(),
+            extent_size: ExtentSize::new(4 << 20).unwrap(),
             devices: vec!["/dev/sdb".into(), "/dev/disk/by-id/x".into()],
         }
     }
@@ -443,7 +458,12 @@ mod tests {
                 del: vec!["cb.fresh".to_owned()],
             },
             Change::Activate { lv: lv("pvc-1") },
-            Change::CreatePool { lv: lv("pool0"), extents: Extents::new(1000) },
+            Change::CreatePool {
+                lv: lv("pool0"),
+                extents: Extents::new(1000),
+                metadata: Extents::new(8),
+                chunk_size: Bytes::kib(64),
+            },
             Change::ExtendVg { device: "/dev/sdc".into() },
         ];
         let mut calls = vec![report(), version()];

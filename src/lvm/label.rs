@@ -164,6 +164,12 @@ impl AreaHeader {
 }
 
 impl Location {
+    /// The same for the same text, wherever it stands on whichever disk.
+    #[must_use]
+    pub const fn fingerprint(self) -> (u64, u32) {
+        (self.size, self.checksum)
+    }
+
     /// The text, from the bytes of its pieces in their order.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 pub mod capacity;
 pub mod create;
 pub mod expand;
+pub mod pool;
 pub mod remove;
 pub mod snapshot;
 

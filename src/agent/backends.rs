@@ -1,0 +1,285 @@
+//! The backends of this node: which it has, whether their VGs and pools are as configured, and what
+//! they can promise. What is missing is made when the configuration says so.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::Agent;
+use super::blocking::within;
+use super::store::Vg;
+use crate::config::{Backend, ThinPool};
+use crate::domain::{BackendState, BackendStatus};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::host::dm::PoolStatus;
+use crate::lvm::command::Change;
+use crate::lvm::state::{LvLayout, VgState};
+use crate::names::{BackendName, LvName, LvmUuid, dm_name};
+use crate::plan::{self, Plan, PoolRules, Rules, capacity};
+
+/// How often LVM is asked again while a backend has no VG: nothing else would tell.
+const RESCAN_EVERY: Duration = Duration::from_mins(1);
+const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pools' fill is published in steps of this, in hundredths of a percent: not at every write.
+const FILL_STEP_BP: u64 = 10;
+
+/// What is known of backends and pools beside what the VGs hold.
+#[derive(Debug, Default)]
+pub(super) struct Setup {
+    /// Why a backend could not be set up.
+    failures: Mutex<BTreeMap<BackendName, String>>,
+    /// How full the pools were when last looked at.
+    pools: Mutex<BTreeMap<(LvmUuid, LvName), PoolStatus>>,
+}
+
+/// Where a backend's VG stands.
+enum Found {
+    One(Arc<Vg>),
+    /// LVM was asked, and there is none.
+    None,
+    Unusable(String),
+    Unknown(String),
+}
+
+impl<H: Host> Agent<H> {
+    /// The backends that this node has.
+    fn backends(&self) -> Vec<Backend> {
+        let config = Arc::clone(&self.0.config.borrow());
+        let labels = self.0.labels.borrow().clone();
+        let selected = |backend: &&Backend| match &labels {
+            Some(labels) => backend.selects(labels),
+            None => backend.node_selector.is_empty(),
+        };
+        config.backends().filter(selected).cloned().collect()
+    }
+
+    fn find(&self, backend: &Backend) -> Found {
+        let name = &backend.volume_group;
+        let Some(scanned) = self.0.store.scanned() else {
+            return Found::Unknown("LVM has given no report yet".to_owned());
+        };
+        let mut vgs: Vec<Arc<Vg>> =
+            self.0.store.all().into_iter().filter(|vg| vg.name() == *name).collect();
+        if vgs.len() > 1 {
+            let uuids: Vec<_> = vgs.iter().map(|vg| vg.uuid.as_str().to_owned()).collect();
+            return Found::Unusable(format!(
+                "two volume groups are called {name}: rename one of them with vgrename {}",
+                uuids.join(" or ")
+            ));
+        }
+        match (vgs.pop(), scanned.incomplete.get(name.as_str())) {
+            (Some(vg), None) => Found::One(vg),
+            (_, Some(why)) => {
+                Found::Unknown(format!("LVM could not report volume group {name}: {why}"))
+            }
+            (None, None) => Found::None,
+        }
+    }
+
+    /// The VG in which a class makes its volumes.
+    pub(super) fn vg_of_backend(&self, name: Option<&BackendName>) -> Result<Arc<Vg>> {
+        let config = Arc::clone(&self.0.config.borrow());
+        let backend = config.backend(name)?;
+        if !self.backends().contains(backend) {
+            return Err(Error::no_space(format!(
+                "this node does not have backend {}: its labels are not those of the backend's node selector",
+                backend.name
+            )));
+        }
+        match self.state_of(backend).state {
+            BackendState::Ready { vg, .. } => self.0.store.vg(&vg),
+            BackendState::Unusable(why) => Err(Error::no_space(format!(
+                "backend {} cannot be used on this node: {why}",
+                backend.name
+            ))),
+            BackendState::Unknown(why) => Err(Error::unavailable(format!(
+                "nothing is known of backend {} on this node now: {why}",
+                backend.name
+            ))),
+        }
+    }
+
+    /// The states of all backends of this node.
+    pub(super) fn backend_states(&self) -> BTreeMap<BackendName, BackendStatus> {
+        self.backends().iter().map(|b| (b.name.clone(), self.state_of(b))).collect()
+    }
+
+    fn state_of(&self, backend: &Backend) -> BackendStatus {
+        let failures = self.0.setup.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let failure = failures.get(&backend.name).cloned();
+        drop(failures);
+        let state = match (self.find(backend), failure) {
+            (Found::Unknown(why), _) => BackendState::Unknown(why),
+            (Found::Unusable(why), _) | (Found::None, Some(why)) => BackendState::Unusable(why),
+            (Found::None, None) => BackendState::Unusable(format!(
+                "volume group {} does not exist on this node: make it with vgcreate, or list its disks under devices with create: true",
+                backend.volume_group
+            )),
+            (Found::One(vg), failure) => self.state_of_vg(backend, &vg, failure),
+        };
+        BackendStatus { volume_group: backend.volume_group.clone(), state }
+    }
+
+    fn state_of_vg(&self, backend: &Backend, vg: &Vg, failure: Option<String>) -> BackendState {
+        let state = vg.state();
+        if state.exported || !state.system_id.is_empty() {
+            return BackendState::Unusable(format!(
+                "volume group {} is exported or belongs to another host: vgimport or vgchange --systemid",
+                state.name
+            ));
+        }
+        if state.is_partial() {
+            return BackendState::Unknown(format!(
+                "volume group {} misses a disk: bring it back",
+                state.name
+            ));
+        }
+        // The pool decides; a failure that was mended meanwhile no longer counts.
+        let pool = backend.thin_pool.as_ref().map(|pool| pool_is_usable(&state, pool));
+        match (pool, failure) {
+            (Some(Err(why)), failure) => {
+                BackendState::Unusable(failure.unwrap_or_else(|| why.chain()))
+            }
+            (None | Some(Ok(())), _) => BackendState::Ready {
+                vg: state.uuid.clone(),
+                capacity: capacity::of(&state, &self.known_rules(backend, &state)),
+            },
+        }
+    }
+
+    /// What a planner has to keep to in a VG, with the pool's fill of this moment.
+    pub(super) async fn rules(&self, state: &VgState) -> Result<Rules> {
+        let Some(backend) = self.backends().into_iter().find(|b| b.volume_group == state.name)
+        else {
+            return Ok(Rules::default());
+        };
+        if let Some(pool) = &backend.thin_pool {
+            self.look_at_pool(state, &pool.name).await?;
+        }
+        Ok(self.known_rules(&backend, state))
+    }
+
+    fn known_rules(&self, backend: &Backend, state: &VgState) -> Rules {
+        let usable = |pool: &&ThinPool| pool_is_usable(state, pool).is_ok();
+        let pool = backend.thin_pool.as_ref().filter(usable).map(|pool| {
+            let pools = self.0.setup.pools.lock().unwrap_or_else(PoisonError::into_inner);
+            let status = pools.get(&(state.uuid.clone(), pool.name.clone())).copied();
+            // A pool that is not active has not been written to since it was last looked at.
+            let bp = |(used, total): (u64, u64)| {
+                let bp = used.saturating_mul(10_000).checked_div(total).unwrap_or_default();
+                bp.checked_next_multiple_of(FILL_STEP_BP).unwrap_or(bp)
+            };
+            PoolRules {
+                lv: pool.name.clone(),
+                overprovision_percent: pool.overprovision_percent,
+                data_used_bp: status.map_or(0, |s| bp(s.data)),
+                metadata_used_bp: status.map_or(0, |s| bp(s.metadata)),
+                healthy: status.is_none_or(|s| s.writable && !s.needs_check),
+            }
+        });
+        Rules { pool, reserve: backend.reserve.of(state.size()) }
+    }
+
+    /// Looks how full all backends' pools are.
+    pub(super) async fn watch_pools(&self) {
+        for backend in self.backends() {
+            let (Found::One(vg), Some(pool)) = (self.find(&backend), &backend.thin_pool) else {
+                continue;
+            };
+            if let Err(error) = self.look_at_pool(&vg.state(), &pool.name).await {
+                tracing::warn!(vg = %vg.name(), pool = %pool.name, error = error.chain(), "cannot look at the thin pool");
+            }
+        }
+    }
+
+    async fn look_at_pool(&self, state: &VgState, pool: &LvName) -> Result<()> {
+        let status = self.pool_status(state, pool).await?;
+        let mut pools = self.0.setup.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(status) = status {
+            pools.insert((state.uuid.clone(), pool.clone()), status);
+        }
+        Ok(())
+    }
+
+    /// The kernel's figures of a pool. `None` when it is not active.
+    async fn pool_status(&self, state: &VgState, pool: &LvName) -> Result<Option<PoolStatus>> {
+        let name = dm_name(&state.name, pool).map_err(|e| Error::invalid(e.to_string()))?;
+        // LVM's pool of an LV is the layer below it.
+        let name = format!("{name}-tpool");
+        let what = format!("thin pool {name}");
+        let asked = name.clone();
+        let status = within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
+            host.device_status(&asked)
+        })
+        .await?
+        .map_err(|e| Error::host(format!("cannot ask the kernel about {what}")).because(e))?;
+        Ok(status.and_then(|s| s.targets.first().and_then(|(_, line)| PoolStatus::parse(line))))
+    }
+
+    /// Whether some backend has no VG or failed before: something outside may have mended it.
+    pub(super) fn backends_need_attention(&self) -> bool {
+        let due = self.0.store.scanned().is_none_or(|s| s.at.elapsed() >= RESCAN_EVERY);
+        let not_ready = |s: &BackendStatus| !matches!(s.state, BackendState::Ready { .. });
+        due && self.backend_states().values().any(not_ready)
+    }
+
+    /// Makes what the configuration says has to be made.
+    pub(super) async fn set_up_backends(&self) {
+        for backend in self.backends() {
+            let outcome = self.set_up(&backend).await;
+            let mut failures = self.0.setup.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            match outcome {
+                Ok(()) => drop(failures.remove(&backend.name)),
+                Err(error) => {
+                    let why = error.chain();
+                    if failures.insert(backend.name.clone(), why.clone()).as_ref() != Some(&why) {
+                        tracing::error!(backend = %backend.name, why, "the backend cannot be set up");
+                    }
+                }
+            }
+        }
+        self.publish();
+    }
+
+    async fn set_up(&self, backend: &Backend) -> Result<()> {
+        if let Found::None | Found::Unknown(_) = self.find(backend) {
+            self.0.store.scan().await?;
+        }
+        if let (Found::None, false) = (self.find(backend), backend.create_from.is_empty()) {
+            self.make_vg(backend).await?;
+        }
+        let Found::One(vg) = self.find(backend) else { return Ok(()) };
+        self.extend_vg(backend, &vg).await?;
+        let Some(pool) = &backend.thin_pool else { return Ok(()) };
+        let reserve = |state: &VgState| backend.reserve.of(state.size());
+        self.carry_out(&vg, |state, _| plan::pool::plan(state, pool, reserve(state))).await?;
+        self.wake_pool(&vg, &pool.name).await
+    }
+
+    /// Activates a pool, so that the kernel tells how full it is.
+    async fn wake_pool(&self, vg: &Vg, pool: &LvName) -> Result<()> {
+        if self.pool_status(&vg.state(), pool).await?.is_none() {
+            let mut turn = self.0.store.turn(vg).await?;
+            turn.refresh().await?;
+            turn.run(&Change::Activate { lv: pool.clone() }).await?;
+        }
+        self.look_at_pool(&vg.state(), pool).await
+    }
+}
+
+/// Whether a pool is there and safe to use.
+fn pool_is_usable(state: &VgState, pool: &ThinPool) -> Result<()> {
+    let reserve = crate::units::Bytes::ZERO;
+    match plan::pool::plan(state, pool, reserve)? {
+        Plan::Done => Ok(()),
+        Plan::Steps(_) | Plan::Zero(_) => {
+            let is_pool = matches!(
+                state.lvs.get(&pool.name).map(|lv| &lv.layout),
+                Some(LvLayout::ThinPool { .. })
+            );
+            debug_assert!(!is_pool, "a pool that is there needs no steps");
+            Err(Error::unavailable(format!("thin pool {}/{} is being made", state.name, pool.name)))
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Carries out a plan: plan, step, look, until the plan says that nothing is left. What failed is
+//! judged by what the VG holds afterwards, not by LVM's words.
+
+use std::sync::Arc;
+
+use super::Agent;
+use super::blocking::blocking;
+use super::store::{Turn, Vg};
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::Host;
+use crate::host::block::ZERO_PIECE;
+use crate::lvm::command::Change;
+use crate::lvm::state::{Lv, VgState};
+use crate::lvm::tag::Pending;
+use crate::names::LvName;
+use crate::plan::{Plan, Rules};
+
+/// Times that a plan is made again. The longest takes four; more means that LVM does not do what
+/// it says.
+const ROUNDS_MAX: usize = 8;
+
+impl<H: Host> Agent<H> {
+    /// Makes a VG what a plan wants it to be. What it holds then.
+    ///
+    /// # Errors
+    /// What the plan refuses; [`ErrorKind::Unavailable`] when something may be left behind, and
+    /// [`ErrorKind::Host`] when a step failed and nothing was.
+    pub(super) async fn carry_out(
+        &self,
+        vg: &Vg,
+        plan: impl Fn(&VgState, &Rules) -> Result<Plan> + Send + Sync,
+    ) -> Result<Arc<VgState>> {
+        for _ in 0..ROUNDS_MAX {
+            let mut turn = self.0.store.turn(vg).await?;
+            let state = turn.refresh().await?;
+            let rules = self.rules(&state).await?;
+            match plan(&state, &rules)? {
+                Plan::Done => return Ok(state),
+                Plan::Steps(steps) => {
+                    for step in &steps {
+                        if let Err(error) = turn.run(step).await {
+                            return self.judge(&mut turn, error, step, &steps, &plan).await;
+                        }
+                    }
+                }
+                Plan::Zero(lv) => {
+                    drop(turn);
+                    self.zero_and_settle(vg, &lv).await?;
+                }
+            }
+        }
+        Err(Error::unavailable(format!(
+            "volume group {} is still not as asked after {ROUNDS_MAX} rounds, though LVM reports success",
+            vg.name()
+        )))
+    }
+
+    /// A step failed: what is true now?
+    async fn judge(
+        &self,
+        turn: &mut Turn<'_, H>,
+        error: Error,
+        step: &Change,
+        steps: &[Change],
+        plan: &(impl Fn(&VgState, &Rules) -> Result<Plan> + Send + Sync),
+    ) -> Result<Arc<VgState>> {
+        let state = turn.refresh().await.map_err(|e| {
+            Error::unavailable("a change failed, and its outcome cannot be seen now").because(e)
+        })?;
+        let rules = self.rules(&state).await?;
+        match plan(&state, &rules)? {
+            // It happened all the same.
+            Plan::Done => Ok(state),
+            Plan::Steps(left) if left == *steps => {
+                if let (Change::Remove { lv, .. }, ErrorKind::Host) = (step, error.kind()) {
+                    let used = self.who_uses(&state, lv).await?;
+                    if !used.is_empty() {
+                        return Err(in_use(lv, &used));
+                    }
+                }
+                Err(error)
+            }
+            // Some of it happened: a final code would make the caller forget it.
+            Plan::Steps(_) | Plan::Zero(_) => Err(error.with_kind(ErrorKind::Unavailable)),
+        }
+    }
+
+    /// Zeroes an LV that nobody else has, and then drops its tag that says so.
+    pub(super) async fn zero_and_settle(&self, vg: &Vg, lv: &LvName) -> Result<()> {
+        let state = vg.state();
+        let device = self.activate(vg, lv).await?;
+        let total = device.size.get();
+        let piece = ZERO_PIECE.get();
+        let mut offset = 0_u64;
+        while offset < total {
+            if self.0.stop.is_cancelled() {
+                return Err(Error::unavailable(
+                    "the agent is ending; zeroing goes on at its next start",
+                ));
+            }
+            let len = piece.min(total.saturating_sub(offset));
+            let node = device.node.clone();
+            blocking(&self.0.store.host, move |host| host.zero_device(&node, offset, len))
+                .await?
+                .map_err(|e| {
+                Error::host(format!("cannot zero {}/{lv} at byte {offset}", state.name)).because(e)
+            })?;
+            offset = offset.saturating_add(len);
+            tracing::debug!(vg = %state.name, %lv, offset, total, "zeroed");
+        }
+        self.settle(vg, lv, Pending::Fresh).await
+    }
+
+    /// Drops the tag that says what has to be done before first use: it was done.
+    pub(super) async fn settle(&self, vg: &Vg, lv: &LvName, pending: Pending) -> Result<()> {
+        let mut turn = self.0.store.turn(vg).await?;
+        let state = turn.refresh().await?;
+        let found = own_lv(&state, lv)?;
+        if found.tags.pending != Some(pending) {
+            return Ok(());
+        }
+        let (lv, uuid) = (found.name.clone(), found.uuid.clone());
+        let del = vec![pending.tag().to_owned()];
+        let ran = turn.run(&Change::Retag { lv: lv.clone(), uuid, add: vec![], del }).await;
+        // Whatever LVM said: only the metadata proves it.
+        let state = turn.refresh().await?;
+        if own_lv(&state, &lv)?.tags.pending != Some(pending) {
+            return Ok(());
+        }
+        ran?;
+        Err(Error::unavailable(format!(
+            "{}/{lv} still bears the tag {}, though LVM reports success",
+            state.name,
+            pending.tag()
+        )))
+    }
+}
+
+/// An LV of ours by its name.
+pub(super) fn own_lv<'a>(state: &'a VgState, lv: &LvName) -> Result<&'a Lv> {
+    state.lvs.get(lv).filter(|found| found.tags.is_ours()).ok_or_else(|| {
+        Error::not_found(format!("there is no volume {lv} in volume group {}", state.name))
+    })
+}
+
+/// The error of whoever would remove what is in use.
+pub(super) fn in_use(lv: &LvName, used: &[String]) -> Error {
+    Error::failed_precondition(format!("{lv} is in use: {}", used.join(", ")))
+}

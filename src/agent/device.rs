@@ -1,0 +1,80 @@
+//! The device of an LV: whether it is active, as what, and who uses it. LVM is run only to activate
+//! what the host did not.
+
+use std::time::Duration;
+
+use super::Agent;
+use super::blocking::within;
+use super::carry_out::own_lv;
+use super::store::Vg;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::host::dm::DmDevice;
+use crate::lvm::command::Change;
+use crate::lvm::state::{Lv, VgState};
+use crate::names::{LvName, dm_name};
+
+/// How long the kernel may take to say what it knows.
+const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl<H: Host> Agent<H> {
+    /// The active device of an LV, by device-mapper's own name and uuid. `None` when it is not
+    /// active.
+    pub(super) async fn device(&self, state: &VgState, lv: &Lv) -> Result<Option<DmDevice>> {
+        let name = dm_name(&state.name, &lv.name).map_err(|e| Error::invalid(e.to_string()))?;
+        let what = format!("device {name}");
+        let found =
+            within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| host.device(&name))
+                .await?
+                .map_err(|e| Error::host(format!("cannot look up {what}")).because(e))?;
+        let Some(device) = found else { return Ok(None) };
+        let uuid = format!("LVM-{}{}", state.uuid.compact(), lv.uuid.compact());
+        if device.uuid != uuid {
+            return Err(Error::failed_precondition(format!(
+                "{what} is not volume {} of volume group {}: its uuid is {}, not {uuid}; two volume groups may have one name",
+                lv.name, state.name, device.uuid
+            )));
+        }
+        Ok(Some(device))
+    }
+
+    /// The device of an LV, made active if it is not.
+    pub(super) async fn activate(&self, vg: &Vg, lv: &LvName) -> Result<DmDevice> {
+        let state = vg.state();
+        if let Some(device) = self.device(&state, own_lv(&state, lv)?).await? {
+            return Ok(device);
+        }
+        let mut turn = self.0.store.turn(vg).await?;
+        let state = turn.refresh().await?;
+        let found = own_lv(&state, lv)?;
+        turn.run(&Change::Activate { lv: lv.clone() }).await?;
+        // LVM says "success" when it skips an LV: only the device itself proves it.
+        self.device(&state, found).await?.ok_or_else(|| {
+            Error::host(format!("{}/{lv} is not active, though LVM reports success", state.name))
+        })
+    }
+
+    /// Who uses an LV: mounts, and whoever else has its device open. Empty when nobody does.
+    pub(super) async fn who_uses(&self, state: &VgState, lv: &LvName) -> Result<Vec<String>> {
+        let Some(found) = state.lvs.get(lv) else { return Ok(vec![]) };
+        let Some(device) = self.device(state, found).await? else { return Ok(vec![]) };
+        let what = format!("device {}", device.name);
+        within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
+            let mounts = host.mounts()?;
+            let mut users: Vec<String> = mounts
+                .iter()
+                .filter(|m| m.device == device.number || m.source == device.node)
+                .map(|m| format!("mounted at {}", m.target.display()))
+                .collect();
+            let open = host.device_status(&device.name)?.map_or(0, |s| s.open_count);
+            if users.is_empty() && open > 0 {
+                users.push(format!("opened {open} times (a pod, another device, or a process)"));
+            }
+            Ok(users)
+        })
+        .await?
+        .map_err(|e: std::io::Error| {
+            Error::host(format!("cannot look up who uses {what}")).because(e)
+        })
+    }
+}

@@ -1,0 +1,158 @@
+//! The inventory: built from what the VGs hold, and published whenever that changes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Agent;
+use crate::domain::{
+    BackendState, BackendStatus, ContentSource, Inventory, Provisioning, Snapshot, Volume,
+};
+use crate::host::Host;
+use crate::lvm::state::{Lv, VgState};
+use crate::lvm::tag::Source;
+use crate::names::Handle;
+
+/// How often the disks are looked at for changes by others, and pools for how full they are. A few
+/// hundred bytes a disk and one ioctl a pool.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+impl<H: Host> Agent<H> {
+    /// Scans, sets up backends and publishes, for ever.
+    pub(super) async fn keep_inventory(&self) {
+        self.first_scan().await;
+        let mut changes = self.0.store.changes();
+        let mut config = self.0.config.clone();
+        let mut labels = self.0.labels.clone();
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.set_up_backends().await;
+        loop {
+            // A sender that is gone will change nothing any more: wait for the others.
+            tokio::select! {
+                Ok(()) = changes.changed() => {}
+                Ok(()) = config.changed() => self.set_up_backends().await,
+                Ok(()) = labels.changed() => self.set_up_backends().await,
+                _ = tick.tick() => {
+                    for vg in self.0.store.all() {
+                        self.0.store.notice(&vg).await;
+                    }
+                    self.watch_pools().await;
+                    if self.backends_need_attention() {
+                        self.set_up_backends().await;
+                    }
+                }
+            }
+            self.publish();
+        }
+    }
+
+    async fn first_scan(&self) {
+        let mut wait = Duration::from_secs(1);
+        while let Err(error) = self.0.store.scan().await {
+            tracing::error!(error = error.chain(), "LVM gives no report; trying again in {wait:?}");
+            tokio::time::sleep(wait).await;
+            wait = wait.saturating_mul(2).min(Duration::from_mins(1));
+        }
+        for vg in self.0.store.all() {
+            let compared = match self.0.store.turn(&vg).await {
+                Ok(mut turn) => turn.compare().await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = compared {
+                tracing::warn!(vg = %vg.name(), error = error.chain(), "cannot compare the disks with LVM's report");
+            }
+        }
+    }
+
+    /// Publishes what is known now. The revision from which on it shows.
+    pub(super) fn publish(&self) -> u64 {
+        let mut now = self.build();
+        let mut revision = 0;
+        self.0.inventory.send_if_modified(|old| {
+            now.revision = old.revision;
+            let changed = old.revision == 0 || **old != now;
+            if changed {
+                now.revision = old.revision.saturating_add(1);
+                *old = Arc::new(std::mem::take(&mut now));
+            }
+            revision = old.revision;
+            changed
+        });
+        revision
+    }
+
+    fn build(&self) -> Inventory {
+        let mut inventory = Inventory { backends: self.backend_states(), ..Inventory::default() };
+        let used: Vec<_> = inventory.backends.values().filter_map(ready_vg).cloned().collect();
+        for vg in self.0.store.all() {
+            let state = vg.state();
+            let before = inventory.volumes.len().saturating_add(inventory.snapshots.len());
+            for lv in state.lvs.values() {
+                if let Some(volume) = volume_of(&state, lv).filter(|_| !lv.is_unfinished()) {
+                    inventory.volumes.insert(volume.handle.clone(), Arc::new(volume));
+                } else if let Some(snapshot) = snapshot_of(&state, lv) {
+                    inventory.snapshots.insert(snapshot.handle.clone(), Arc::new(snapshot));
+                }
+            }
+            let after = inventory.volumes.len().saturating_add(inventory.snapshots.len());
+            if after > before || used.contains(&state.uuid) {
+                inventory.vgs.insert(state.uuid.clone(), state.name.clone());
+            }
+        }
+        share(&self.0.inventory.borrow(), &mut inventory);
+        inventory
+    }
+}
+
+fn ready_vg(status: &BackendStatus) -> Option<&crate::names::LvmUuid> {
+    match &status.state {
+        BackendState::Ready { vg, .. } => Some(vg),
+        BackendState::Unusable(_) | BackendState::Unknown(_) => None,
+    }
+}
+
+/// Records that did not change stay the same in memory, also for whoever holds the old inventory.
+fn share(old: &Inventory, new: &mut Inventory) {
+    fn keep<T: PartialEq>(old: &BTreeMap<Handle, Arc<T>>, new: &mut BTreeMap<Handle, Arc<T>>) {
+        for (handle, record) in new {
+            if let Some(same) = old.get(handle).filter(|o| *o == record) {
+                *record = Arc::clone(same);
+            }
+        }
+    }
+    keep(&old.volumes, &mut new.volumes);
+    keep(&old.snapshots, &mut new.snapshots);
+}
+
+/// The record of an LV that is a volume of ours.
+pub(super) fn volume_of(state: &VgState, lv: &Lv) -> Option<Volume> {
+    if !lv.is_volume() {
+        return None;
+    }
+    let source = lv.tags.source.as_ref().map(|source| match source {
+        Source::Volume(lv) => ContentSource::Volume(state.handle(lv)),
+        Source::Snapshot(lv) => ContentSource::Snapshot(state.handle(lv)),
+    });
+    Some(Volume {
+        handle: state.handle(&lv.name),
+        name: lv.csi_name()?,
+        size: lv.size,
+        source,
+        provisioning: if lv.pool().is_some() { Provisioning::Thin } else { Provisioning::Thick },
+    })
+}
+
+/// The record of an LV that is a snapshot of ours.
+pub(super) fn snapshot_of(state: &VgState, lv: &Lv) -> Option<Snapshot> {
+    if !lv.is_snapshot() {
+        return None;
+    }
+    Some(Snapshot {
+        handle: state.handle(&lv.name),
+        name: lv.csi_name()?,
+        source: state.handle(lv.tags.source.as_ref()?.lv()),
+        size: lv.size,
+        created_unix: lv.created_unix,
+    })
+}

@@ -1,0 +1,171 @@
+//! Makes a backend's VG of the disks that its configuration lists, each proved blank first, and
+//! adds disks that are listed later. Safe to cut anywhere: a PV of ours that is in no VG yet is
+//! recognised by its identifier.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::Agent;
+use super::blocking::within;
+use super::store::Vg;
+use crate::config::Backend;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::host::block::Disk;
+use crate::host::filesystem::{Probe, probe, probe_result};
+use crate::lvm::command::{self, Change};
+use crate::lvm::tag::OWNED;
+use crate::names::LvmUuid;
+use crate::units::Bytes;
+
+/// Room for LVM's own metadata (64 MiB a PV) and something to give.
+const DISK_MIN: Bytes = Bytes::mib(256);
+/// How much at both ends of a disk is read to see that it can be read at all.
+const READ_TEST: u64 = 1 << 20;
+const DISK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a listed disk is.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// Nothing is on it and nobody has it.
+    Blank(PathBuf),
+    /// We made it a PV for this VG and were cut before it became part of it.
+    HalfMade(PathBuf),
+}
+
+impl<H: Host> Agent<H> {
+    /// Makes the VG.
+    pub(super) async fn make_vg(&self, backend: &Backend) -> Result<()> {
+        // All disks are looked at before any is touched.
+        let mut found = Vec::new();
+        for path in &backend.create_from {
+            found.push((path, self.look_at_disk(backend, path).await?));
+        }
+        let mut nodes = Vec::new();
+        for (path, found) in found {
+            let node = self.make_pv(backend, path, found).await?;
+            if nodes.contains(&node) {
+                return Err(Error::failed_precondition(format!(
+                    "devices: {} is {}, which is listed by another name already",
+                    path.display(),
+                    node.display()
+                )));
+            }
+            nodes.push(node);
+        }
+        tracing::info!(backend = %backend.name, vg = %backend.volume_group, disks = nodes.len(), "making the volume group");
+        self.0.store.run(&command::create_vg(&backend.volume_group, &nodes)).await?;
+        self.0.store.scan().await
+    }
+
+    /// Adds disks that were listed after a VG of ours was made.
+    pub(super) async fn extend_vg(&self, backend: &Backend, vg: &Vg) -> Result<()> {
+        let state = vg.state();
+        if !state.tags.iter().any(|tag| tag == OWNED) {
+            return Ok(());
+        }
+        for path in &backend.create_from {
+            let disk = self.disk(path).await?;
+            let mut members = Vec::new();
+            for device in state.devices() {
+                members.push(self.disk(&device).await?.node);
+            }
+            if members.contains(&disk.node) {
+                continue;
+            }
+            let found = self.look_at_disk(backend, path).await?;
+            let device = self.make_pv(backend, path, found).await?;
+            tracing::info!(backend = %backend.name, vg = %state.name, disk = %path.display(), "adding a disk to the volume group");
+            let mut turn = self.0.store.turn(vg).await?;
+            turn.refresh().await?;
+            turn.run(&Change::ExtendVg { device }).await?;
+            drop(turn);
+            self.0.store.scan().await?;
+        }
+        Ok(())
+    }
+
+    async fn make_pv(&self, backend: &Backend, path: &Path, found: Found) -> Result<PathBuf> {
+        match found {
+            Found::HalfMade(node) => Ok(node),
+            Found::Blank(node) => {
+                let uuid = LvmUuid::sealed(Uuid::new_v4(), &purpose(backend, path));
+                tracing::info!(backend = %backend.name, disk = %path.display(), node = %node.display(), "making the disk a physical volume");
+                self.0.store.run(&command::create_pv(&node, &uuid)).await?;
+                Ok(node)
+            }
+        }
+    }
+
+    async fn disk(&self, path: &Path) -> Result<Disk> {
+        let what = format!("disk {}", path.display());
+        let asked = path.to_owned();
+        within(&self.0.store.host, DISK_TIMEOUT, &what, move |host| host.disk(&asked))
+            .await?
+            .map_err(|e| Error::failed_precondition(format!("{what} cannot be used")).because(e))
+    }
+
+    /// Proves that a disk is blank and nobody's, or half-made by us.
+    async fn look_at_disk(&self, backend: &Backend, path: &Path) -> Result<Found> {
+        let disk = self.disk(path).await?;
+        let refuse = |why: String| {
+            Err(Error::failed_precondition(format!(
+                "disk {} ({}) is not blank, so nothing was touched: {why}",
+                path.display(),
+                disk.node.display()
+            )))
+        };
+        if !disk.partitions.is_empty() {
+            return refuse(format!("it has partitions ({})", disk.partitions.join(", ")));
+        }
+        if !disk.holders.is_empty() {
+            return refuse(format!("{} is made of it", disk.holders.join(", ")));
+        }
+        if disk.claimed {
+            return refuse("it is mounted, used for swap or otherwise in use".to_owned());
+        }
+        let orphans = self.0.store.scanned().map(|s| s.orphans).unwrap_or_default();
+        for (uuid, device) in orphans {
+            let same = self.disk(&device).await.is_ok_and(|other| other.node == disk.node);
+            if same && uuid.is_sealed_for(&purpose(backend, path)) {
+                return Ok(Found::HalfMade(disk.node));
+            }
+        }
+        if disk.size < DISK_MIN {
+            return refuse(format!("it has only {}, less than {DISK_MIN}", disk.size));
+        }
+        self.read_both_ends(path, &disk).await?;
+        let call = probe(&disk.node);
+        let done = self.0.store.host.run(&call).await.map_err(|e| {
+            Error::unavailable(format!("disk {} cannot be probed", path.display())).because(e)
+        })?;
+        match probe_result(&done) {
+            Ok(Probe::Nothing) => Ok(Found::Blank(disk.node)),
+            Ok(Probe::Found(what)) => refuse(format!(
+                "it holds {what}; if that may go, clear it with wipefs -a {}",
+                path.display()
+            )),
+            Err(why) => refuse(format!("what it holds cannot be told ({why})")),
+        }
+    }
+
+    /// A disk that cannot be read looks blank to a probe.
+    async fn read_both_ends(&self, path: &Path, disk: &Disk) -> Result<()> {
+        let end = disk.size.get().saturating_sub(READ_TEST);
+        // Whole blocks of whatever size the disk has.
+        let (node, end) = (disk.node.clone(), end.saturating_sub(end % 4096));
+        let what = format!("disk {}", path.display());
+        within(&self.0.store.host, DISK_TIMEOUT, &what, move |host| {
+            host.read_device(&node, 0, READ_TEST)?;
+            host.read_device(&node, end, READ_TEST).map(drop)
+        })
+        .await?
+        .map_err(|e| Error::failed_precondition(format!("{what} cannot be read")).because(e))
+    }
+}
+
+fn purpose(backend: &Backend, path: &Path) -> String {
+    format!("{}:{}", backend.volume_group, path.display())
+}

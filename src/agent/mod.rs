@@ -1,0 +1,129 @@
+//! The agent of a node: the only one that runs LVM there, keeps the picture of what its VGs hold,
+//! makes volumes ready and mounts them. It knows neither CSI messages nor Kubernetes.
+//!
+//! A change goes like this: a guard on the volume, a turn at the VG, a fresh look at what the VG
+//! holds, a plan, the plan's steps, and a fresh look again until the plan says that nothing is
+//! left. All of it runs in a task of its own: a caller that goes away changes nothing.
+
+mod backends;
+mod blocking;
+mod carry_out;
+mod device;
+mod disks;
+mod guards;
+mod inventory;
+mod make_vg;
+mod node;
+mod store;
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::domain::Inventory;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use guards::Guards;
+use store::Store;
+
+pub use node::{Publish, Stage, Statistics};
+
+/// The agent. Cheap to clone: all clones are one.
+#[derive(Debug)]
+pub struct Agent<H>(Arc<Inner<H>>);
+
+#[derive(Debug)]
+struct Inner<H> {
+    store: Store<H>,
+    guards: Guards,
+    config: watch::Receiver<Arc<Config>>,
+    /// The node's labels, where they are known.
+    labels: watch::Receiver<Option<Labels>>,
+    /// What is known of each backend beside its VG.
+    setup: backends::Setup,
+    inventory: watch::Sender<Arc<Inventory>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// Labels of a node.
+pub type Labels = BTreeMap<String, String>;
+
+impl<H> Clone for Agent<H> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<H: Host> Agent<H> {
+    /// An agent that knows nothing yet: [`Agent::run`] brings it to life.
+    #[must_use]
+    pub fn new(
+        host: H,
+        config: watch::Receiver<Arc<Config>>,
+        labels: watch::Receiver<Option<Labels>>,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            store: Store::new(Arc::new(host)),
+            guards: Guards::default(),
+            config,
+            labels,
+            setup: backends::Setup::default(),
+            inventory: watch::Sender::new(Arc::new(Inventory::default())),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }))
+    }
+
+    /// Looks at the disks, sets up the backends and keeps the inventory true until `stop`; then
+    /// waits until all that was begun has come to its end.
+    pub async fn run(&self, stop: CancellationToken) {
+        let keep = self.keep_inventory();
+        tokio::select! {
+            () = keep => {}
+            () = stop.cancelled() => {}
+        }
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        if !self.0.tasks.is_empty() {
+            tracing::info!(calls = self.0.tasks.len(), "waiting for what was begun");
+        }
+        self.0.tasks.wait().await;
+    }
+
+    /// The inventory, and every change of it. Revision 0 means that nothing is known yet.
+    #[must_use]
+    pub fn inventory(&self) -> watch::Receiver<Arc<Inventory>> {
+        self.0.inventory.subscribe()
+    }
+
+    /// The host that it works on.
+    #[must_use]
+    pub fn host(&self) -> &Arc<H> {
+        &self.0.store.host
+    }
+
+    /// Runs something to its end whether or not anybody waits for it.
+    async fn detached<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        if self.0.stop.is_cancelled() {
+            return Err(Error::unavailable("the agent is ending; try again"));
+        }
+        let task = self.0.tasks.spawn(work);
+        task.await.unwrap_or_else(|e| Err(Error::host("a call of the agent died").because(e)))
+    }
+
+    fn known(&self) -> Result<()> {
+        if self.0.store.scanned().is_some() {
+            return Ok(());
+        }
+        Err(Error::unavailable("LVM has given no report since the agent started; try again"))
+    }
+}

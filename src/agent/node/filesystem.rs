@@ -1,0 +1,216 @@
+//! A volume's filesystem before it is mounted: made once, given a UUID of its own, checked, grown.
+//!
+//! A device is formatted only if all of this holds: the volume bears the tag `cb.fresh`, which is
+//! dropped before anybody gets the device; and a low-level probe finds nothing on it - or the
+//! half-made filesystem of an earlier try, known by its UUID. Whatever else cannot be mounted is for
+//! a person to look at.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::super::Agent;
+use super::super::blocking::within;
+use super::super::store::Vg;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::host::dm::DmDevice;
+use crate::host::filesystem::{
+    Probe, check, check_result, grow, make, probe, probe_result, replay_before_set_uuid, set_uuid,
+};
+use crate::host::invocation::Invocation;
+use crate::host::mount::MountCall;
+use crate::host::superblock::{self, HEAD_BYTES, Superblock};
+use crate::lvm::state::Lv;
+use crate::lvm::tag::{FsType, Pending};
+
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much at the end of a device is read to see that it can be read.
+const TAIL_BYTES: u64 = 64 << 10;
+
+impl<H: Host> Agent<H> {
+    /// Makes a volume's filesystem ready to be mounted. `replay` is a place to mount it for a
+    /// moment, should its log have to be replayed.
+    pub(super) async fn prepare_filesystem(
+        &self,
+        vg: &Vg,
+        lv: &Lv,
+        device: &DmDevice,
+        fs: FsType,
+        replay: &Path,
+    ) -> Result<Superblock> {
+        match lv.tags.pending {
+            Some(Pending::Fresh) => {
+                self.format(lv, device, fs).await?;
+                self.settle(vg, &lv.name, Pending::Fresh).await?;
+            }
+            Some(Pending::Restored) => {
+                self.own_uuid(lv, device, fs, replay).await?;
+                self.settle(vg, &lv.name, Pending::Restored).await?;
+            }
+            None => {
+                self.expect(lv, device, fs).await?;
+                self.check(lv, device, fs).await?;
+            }
+        }
+        self.expect(lv, device, fs).await
+    }
+
+    async fn format(&self, lv: &Lv, device: &DmDevice, fs: FsType) -> Result<()> {
+        let uuid = lv.uuid.filesystem_uuid();
+        let before = self.superblock(lv, device).await?;
+        self.read_tail(lv, device).await?;
+        let done = self.run_on(lv, &probe(&device.node)).await?;
+        match probe_result(&done) {
+            Ok(Probe::Nothing) => {}
+            // Made by us, wholly or in part, and never given to anybody.
+            Ok(Probe::Found(_)) if before.is_some_and(|sb| sb.uuid == uuid) => {}
+            Ok(Probe::Found(what)) => {
+                return Err(Error::damaged(format!(
+                    "volume {} should be blank, but its device holds {what}: nothing was changed. If it may be formatted, clear it with \
+                     wipefs -a {}; if not, drop its tag cb.fresh with lvchange --deltag",
+                    lv.name,
+                    device.node.display()
+                )));
+            }
+            Err(why) => {
+                return Err(Error::host(format!(
+                    "volume {}: blkid does not tell whether {} is blank, so nothing was formatted: {why}",
+                    lv.name,
+                    device.node.display()
+                )));
+            }
+        }
+        tracing::info!(volume = %lv.name, %fs, size = %device.size, "formatting");
+        self.change(lv, "format", &make(fs, &device.node, uuid)).await?;
+        let made = self.superblock(lv, device).await?;
+        if made.is_none_or(|sb| sb.uuid != uuid || sb.fs != fs) {
+            return Err(Error::damaged(format!(
+                "volume {} was formatted with {fs}, but reads back as {made:?}",
+                lv.name
+            )));
+        }
+        Ok(())
+    }
+
+    /// A restored or cloned volume begins with its source's UUID; two of one UUID on a node cannot
+    /// be told apart, and XFS and Btrfs refuse to mount the second.
+    async fn own_uuid(&self, lv: &Lv, device: &DmDevice, fs: FsType, replay: &Path) -> Result<()> {
+        let uuid = lv.uuid.filesystem_uuid();
+        if self.expect(lv, device, fs).await?.uuid == uuid {
+            return Ok(());
+        }
+        self.check(lv, device, fs).await?;
+        if replay_before_set_uuid(fs) {
+            let (device, target) = (device.node.clone(), replay.to_owned());
+            let options = vec!["nouuid".to_owned()];
+            let call = MountCall::Device { device, target, fs, options };
+            self.at_path("replay the log of a restored volume at", replay, move |host| {
+                host.mount(&call)
+            })
+            .await?;
+            self.unmount_all(replay).await?;
+        }
+        self.change(lv, "give its own UUID to", &set_uuid(fs, &device.node, uuid)).await?;
+        let now = self.expect(lv, device, fs).await?;
+        if now.uuid != uuid {
+            return Err(Error::damaged(format!(
+                "volume {} was given the UUID {uuid}, but reads back as {}",
+                lv.name, now.uuid
+            )));
+        }
+        Ok(())
+    }
+
+    async fn check(&self, lv: &Lv, device: &DmDevice, fs: FsType) -> Result<()> {
+        let mounted = self.mounts().await?.iter().any(|mount| super::is_of(mount, device));
+        let Some(call) = check(fs, &device.node).filter(|_| !mounted) else { return Ok(()) };
+        let done = self.run_on(lv, &call).await?;
+        check_result(&done).map_err(|why| {
+            Error::damaged(format!(
+                "the {fs} filesystem of volume {} is damaged beyond what is safe to mend by itself, so it is not mounted: look with \
+                 e2fsck {} on this node ({why})",
+                lv.name,
+                device.node.display()
+            ))
+        })
+    }
+
+    /// The filesystem that must be there.
+    async fn expect(&self, lv: &Lv, device: &DmDevice, fs: FsType) -> Result<Superblock> {
+        let Some(found) = self.superblock(lv, device).await? else {
+            return Err(Error::damaged(format!(
+                "volume {} holds no filesystem that this driver knows, and it is not a new volume, so it was not formatted: look with \
+                 blkid -p {} on this node",
+                lv.name,
+                device.node.display()
+            )));
+        };
+        if found.fs == fs {
+            return Ok(found);
+        }
+        Err(Error::failed_precondition(format!(
+            "volume {} holds {}, but is to be mounted as {fs}: set the fsType of its StorageClass or PersistentVolume to {}",
+            lv.name, found.fs, found.fs
+        )))
+    }
+
+    /// Grows a mounted filesystem that is smaller than its device.
+    pub(super) async fn grow(
+        &self,
+        lv: &Lv,
+        device: &DmDevice,
+        fs: FsType,
+        at: &Path,
+    ) -> Result<()> {
+        tracing::info!(volume = %lv.name, %fs, size = %device.size, "growing the filesystem");
+        self.change(lv, "grow", &grow(fs, &device.node, at)).await
+    }
+
+    pub(super) async fn superblock(
+        &self,
+        lv: &Lv,
+        device: &DmDevice,
+    ) -> Result<Option<Superblock>> {
+        let node = device.node.clone();
+        within(&self.0.store.host, READ_TIMEOUT, &format!("volume {}", lv.name), move |host| {
+            host.read_device(&node, 0, HEAD_BYTES)
+        })
+        .await?
+        .map(|head| superblock::parse(&head))
+        .map_err(|e| {
+            Error::host(format!("cannot read volume {} ({})", lv.name, device.node.display()))
+                .because(e)
+        })
+    }
+
+    /// A device that cannot be read looks blank to a probe.
+    async fn read_tail(&self, lv: &Lv, device: &DmDevice) -> Result<()> {
+        let (node, from) = (device.node.clone(), device.size.get().saturating_sub(TAIL_BYTES));
+        within(&self.0.store.host, READ_TIMEOUT, &format!("volume {}", lv.name), move |host| {
+            host.read_device(&node, from, TAIL_BYTES)
+        })
+        .await?
+        .map(drop)
+        .map_err(|e| Error::host(format!("cannot read the end of volume {}", lv.name)).because(e))
+    }
+
+    async fn run_on(&self, lv: &Lv, call: &Invocation) -> Result<crate::host::runner::Completed> {
+        self.0.store.host.run(call).await.map_err(|e| {
+            Error::host(format!("volume {}: {} did not come to an end", lv.name, call.label()))
+                .because(e)
+        })
+    }
+
+    async fn change(&self, lv: &Lv, what: &str, call: &Invocation) -> Result<()> {
+        let done = self.run_on(lv, call).await?;
+        if done.success() {
+            return Ok(());
+        }
+        Err(Error::host(format!(
+            "cannot {what} volume {}: {}: {}",
+            lv.name,
+            call.label(),
+            done.complaint()
+        )))
+    }
+}

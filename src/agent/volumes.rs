@@ -1,0 +1,123 @@
+//! Volumes and snapshots: made, removed, made larger. Every one of these can be repeated, also
+//! after it was cut.
+
+use std::sync::Arc;
+
+use super::Agent;
+use super::carry_out::in_use;
+use super::inventory::{snapshot_of, volume_of};
+use super::store::Vg;
+use crate::domain::{
+    Answer, CapacityRange, CreateSnapshot, CreateVolume, Snapshot, Told, Volume, VolumeAgent,
+};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::lvm::state::{Lv, VgState};
+use crate::lvm::tag::Kind;
+use crate::names::{Handle, LvName};
+use crate::plan::{self, Plan};
+use crate::units::Bytes;
+
+impl<H: Host> VolumeAgent for Agent<H> {
+    fn create_volume(&self, request: CreateVolume) -> Answer<'_, Told<Volume>> {
+        let agent = self.clone();
+        Box::pin(self.detached(async move { agent.create(request).await }))
+    }
+
+    fn delete_volume(&self, volume: Handle) -> Answer<'_, Told<()>> {
+        let agent = self.clone();
+        Box::pin(self.detached(async move { agent.remove(volume, Kind::Volume).await }))
+    }
+
+    fn expand_volume(&self, volume: Handle, range: CapacityRange) -> Answer<'_, Told<Bytes>> {
+        let agent = self.clone();
+        Box::pin(self.detached(async move { agent.expand(volume, range).await }))
+    }
+
+    fn create_snapshot(&self, request: CreateSnapshot) -> Answer<'_, Told<Snapshot>> {
+        let agent = self.clone();
+        Box::pin(self.detached(async move { agent.snapshot(request).await }))
+    }
+
+    fn delete_snapshot(&self, snapshot: Handle) -> Answer<'_, Told<()>> {
+        let agent = self.clone();
+        Box::pin(self.detached(async move { agent.remove(snapshot, Kind::Snapshot).await }))
+    }
+}
+
+impl<H: Host> Agent<H> {
+    async fn create(&self, request: CreateVolume) -> Result<Told<Volume>> {
+        self.known()?;
+        let vg = self.vg_of_backend(request.class.backend.as_ref())?;
+        let lv = LvName::for_volume(&request.name);
+        let _guard = self.0.guards.lv(&vg.uuid, &lv)?;
+        // Its source must not be formatted, grown or removed meanwhile.
+        let source = request.source.as_ref().map(|s| s.handle().lv.clone());
+        let _source = source.map(|source| self.0.guards.source(&vg.uuid, &source)).transpose()?;
+        let state =
+            self.carry_out(&vg, |state, rules| plan::create::plan(state, rules, &request)).await?;
+        self.told(&state, &lv, volume_of)
+    }
+
+    async fn snapshot(&self, request: CreateSnapshot) -> Result<Told<Snapshot>> {
+        self.known()?;
+        let vg = self.0.store.vg(&request.source.vg)?;
+        let lv = LvName::for_snapshot(&request.name);
+        let _guard = self.0.guards.lv(&vg.uuid, &lv)?;
+        let _source = self.0.guards.source(&vg.uuid, &request.source.lv)?;
+        let state = self
+            .carry_out(&vg, |state, rules| plan::snapshot::plan(state, rules, &request))
+            .await?;
+        self.told(&state, &lv, snapshot_of)
+    }
+
+    async fn expand(&self, volume: Handle, range: CapacityRange) -> Result<Told<Bytes>> {
+        let (vg, _guard) = self.open(&volume)?;
+        let state = self
+            .carry_out(&vg, |state, rules| {
+                let lv = state.lvs.get(&volume.lv).filter(|lv| lv.is_volume());
+                let lv = lv.ok_or_else(|| {
+                    Error::not_found(format!(
+                        "there is no volume {} in volume group {}",
+                        volume.lv, state.name
+                    ))
+                })?;
+                plan::expand::plan(state, rules, lv, &range)
+            })
+            .await?;
+        self.told(&state, &volume.lv, |_, lv| Some(lv.size))
+    }
+
+    async fn remove(&self, handle: Handle, kind: Kind) -> Result<Told<()>> {
+        let (vg, _guard) = self.open(&handle)?;
+        let state = vg.state();
+        // LVM refuses to remove what is open, too; asked before, we can say who it is.
+        if !matches!(plan::remove::plan(&state, &handle.lv, kind), Ok(Plan::Done) | Err(_)) {
+            let used = self.who_uses(&state, &handle.lv).await?;
+            if !used.is_empty() {
+                return Err(in_use(&handle.lv, &used));
+            }
+        }
+        self.carry_out(&vg, |state, _| plan::remove::plan(state, &handle.lv, kind)).await?;
+        Ok(Told { value: (), revision: self.publish() })
+    }
+
+    fn open(&self, handle: &Handle) -> Result<(Arc<Vg>, super::guards::Guard)> {
+        self.known()?;
+        let vg = self.0.store.vg(&handle.vg)?;
+        let guard = self.0.guards.lv(&vg.uuid, &handle.lv)?;
+        Ok((vg, guard))
+    }
+
+    fn told<T>(
+        &self,
+        state: &VgState,
+        lv: &LvName,
+        read: impl Fn(&VgState, &Lv) -> Option<T>,
+    ) -> Result<Told<T>> {
+        let value = state.lvs.get(lv).and_then(|lv| read(state, lv)).ok_or_else(|| {
+            Error::unavailable(format!("{}/{lv} was made, and cannot be read back", state.name))
+        })?;
+        Ok(Told { value, revision: self.publish() })
+    }
+}

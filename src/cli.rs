@@ -1,0 +1,141 @@
+//! The command line. Every option is a flag and an environment variable; what they mean together
+//! is decided in `run`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::names::NodeName;
+
+/// The longest driver name (CSI spec, `GetPluginInfo`).
+const DRIVER_NAME_MAX: usize = 63;
+
+/// LVM storage driver for Kubernetes.
+#[derive(Debug, Parser)]
+#[command(name = "cinderblock", version, about, long_about = None)]
+pub struct Cli {
+    /// What to run.
+    #[command(subcommand)]
+    pub mode: Mode,
+}
+
+/// The ways to run.
+#[derive(Debug, Subcommand)]
+pub enum Mode {
+    /// All CSI services in one process on one socket: this machine is the only node. For csi-sanity,
+    /// for other orchestrators, and for a first look.
+    Standalone(Standalone),
+}
+
+/// Options of every mode.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Name of the CSI driver, as StorageClasses name it.
+    #[arg(long, env = "CINDERBLOCK_DRIVER_NAME", default_value = "lvm.cinderblock.dev", value_parser = driver_name)]
+    pub driver_name: String,
+
+    /// File with the backends.
+    #[arg(long, env = "CINDERBLOCK_CONFIG", default_value = "/etc/cinderblock/backends.yaml")]
+    pub config: PathBuf,
+
+    /// Socket of the CSI services.
+    #[arg(long, env = "CSI_ENDPOINT", default_value = "unix:///run/cinderblock/csi.sock", value_parser = unix_endpoint)]
+    pub csi_endpoint: PathBuf,
+
+    /// Address of /metrics, /healthz and /readyz. None: they are not served.
+    #[arg(long, env = "CINDERBLOCK_HTTP_ADDRESS")]
+    pub http_address: Option<SocketAddr>,
+
+    /// What to log: error, warn, info, debug, trace, or a filter as in `info,cinderblock=debug`.
+    #[arg(long, env = "CINDERBLOCK_LOG", default_value = "info")]
+    pub log: String,
+
+    /// How to log.
+    #[arg(long, env = "CINDERBLOCK_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Options of a process that works on disks.
+#[derive(Debug, Args)]
+pub struct Disks {
+    /// Name of this node.
+    #[arg(long, env = "CINDERBLOCK_NODE_NAME", value_parser = node_name)]
+    pub node_name: NodeName,
+
+    /// Directory for the agent's own files. Nothing in it is needed after a restart.
+    #[arg(long, env = "CINDERBLOCK_RUN_DIR", default_value = "/run/cinderblock")]
+    pub run_dir: PathBuf,
+}
+
+/// Options of `standalone`.
+#[derive(Debug, Args)]
+pub struct Standalone {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented at the type")]
+    pub common: Common,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented at the type")]
+    pub disks: Disks,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn driver_name(text: &str) -> Result<String, String> {
+    let fits = text.len() <= DRIVER_NAME_MAX
+        && text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'.')
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.ends_with(|c: char| c.is_ascii_alphanumeric());
+    if fits {
+        return Ok(text.to_owned());
+    }
+    Err("expected 1 to 63 letters, digits, '-' and '.', as in lvm.cinderblock.dev".to_owned())
+}
+
+fn unix_endpoint(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("unix://").unwrap_or(text);
+    if path.starts_with('/') && Path::new(path).extension().is_some_and(|e| e == "sock") {
+        return Ok(PathBuf::from(path));
+    }
+    Err("expected a Unix socket, as in unix:///csi/csi.sock".to_owned())
+}
+
+fn node_name(text: &str) -> Result<NodeName, String> {
+    NodeName::parse(text).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        let run = |args: &[&str]| {
+            let all = ["cinderblock", "standalone", "--node-name", "n1"].iter().chain(args);
+            Cli::try_parse_from(all).map(drop).map_err(|e| e.to_string())
+        };
+        assert_eq!(run(&[]), Ok(()));
+        assert_eq!(run(&["--csi-endpoint", "/run/x.sock"]), Ok(()));
+        for (args, what) in [
+            (["--csi-endpoint", "tcp://1.2.3.4:5"], "Unix socket"),
+            (["--driver-name", "lvm_driver"], "expected 1 to 63"),
+            (["--http-address", "localhost"], "http-address"),
+            (["--log-format", "xml"], "log-format"),
+        ] {
+            assert!(run(&args).unwrap_err().contains(what), "{args:?}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The controller: knows which node has what, chooses nodes for new volumes and hands every change
+//! to the node that has to make it. It keeps no state of its own: all it knows, nodes told it, and
+//! a node that is not connected tells nothing - not even that something is not there.
+
+mod placement;
+mod registry;
+mod service;
+
+pub use placement::{Candidate, Choice, Standing, choose};
+pub use registry::{Registry, Session};
+pub use service::{Capacity, Controller, Listing, SourcePlacement};

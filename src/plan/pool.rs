@@ -1,0 +1,147 @@
+//! Making a thin pool, and finding one that may be used.
+
+use super::Plan;
+use crate::config::{Share, ThinPool};
+use crate::error::{Error, Result};
+use crate::lvm::command::Change;
+use crate::lvm::state::{LvLayout, VgState};
+use crate::lvm::tag::Kind;
+use crate::units::{Bytes, Extents};
+
+/// The smallest unit of allocation that LVM takes; small ones make snapshots cheap.
+const CHUNK_MIN: Bytes = Bytes::kib(64);
+/// The unit grows with the pool so that it has no more chunks than this: with the metadata per
+/// chunk below that is 2 GiB of metadata, well within the kernel's limit of 16 GiB.
+const CHUNKS_MAX: u64 = 16 << 20;
+/// A mapped chunk takes about 48 bytes of metadata; twice that leaves room for snapshots, which
+/// have mappings of their own.
+const METADATA_PER_CHUNK: u64 = 128;
+/// Enough for thousands of small thin volumes.
+const METADATA_MIN: Bytes = Bytes::mib(16);
+
+/// What is left to do until the pool is there.
+///
+/// # Errors
+/// When it cannot be made, or what bears its name cannot be used.
+pub fn plan(vg: &VgState, pool: &ThinPool, reserve: Bytes) -> Result<Plan> {
+    let Some(found) = vg.lvs.get(&pool.name) else {
+        let Some(size) = pool.create_size else {
+            return Err(Error::failed_precondition(format!(
+                "thin pool {}/{} does not exist: make it with lvcreate --type thin-pool, or give thinPool.size so that it is made",
+                vg.name, pool.name
+            )));
+        };
+        return Ok(Plan::Steps(vec![shape(vg, pool, size, reserve)?]));
+    };
+    match &found.layout {
+        LvLayout::ThinPool { zero: true, .. } => Ok(Plan::Done),
+        LvLayout::ThinPool { zero: false, .. } => Err(Error::failed_precondition(format!(
+            "thin pool {}/{} does not zero new blocks, so a volume could show what another one wrote: lvchange --zero y {}/{}",
+            vg.name, pool.name, vg.name, pool.name
+        ))),
+        // lvcreate makes a plain LV first and turns it into a pool; it was cut in between.
+        LvLayout::Linear
+        | LvLayout::Striped { .. }
+        | LvLayout::Thin { .. }
+        | LvLayout::Other(_)
+            if found.tags.is_ours() && found.tags.kind == Some(Kind::Pool) =>
+        {
+            let remove = Change::Remove { lv: found.name.clone(), uuid: found.uuid.clone() };
+            Ok(Plan::Steps(vec![remove]))
+        }
+        LvLayout::Linear
+        | LvLayout::Striped { .. }
+        | LvLayout::Thin { .. }
+        | LvLayout::Other(_) => Err(Error::failed_precondition(format!(
+            "logical volume {}/{} is not a thin pool: configure another name under thinPool",
+            vg.name, pool.name
+        ))),
+    }
+}
+
+fn shape(vg: &VgState, pool: &ThinPool, size: Share, reserve: Bytes) -> Result<Change> {
+    let extent = vg.extent_size;
+    let wanted = size.of(vg.size());
+    let mut chunk = CHUNK_MIN;
+    while wanted.get().checked_div(chunk.get()).is_some_and(|chunks| chunks > CHUNKS_MAX) {
+        chunk = chunk.saturating_add(chunk);
+    }
+    let chunks = wanted.get().checked_div(chunk.get()).unwrap_or_default();
+    let metadata = Bytes::new(chunks.saturating_mul(METADATA_PER_CHUNK)).max(METADATA_MIN);
+    let metadata = extent.extents_ceil(metadata);
+    // LVM keeps a spare of the same size.
+    let beside = metadata.saturating_add(metadata).saturating_add(extent.extents_ceil(reserve));
+    let room = vg.free_extents().saturating_sub(beside);
+    let data = match size {
+        // A share is of what there is; what its metadata and the reserve need comes off.
+        Share::Percent(_) => extent.extents_floor(wanted).min(room),
+        Share::Size(_) => extent.extents_ceil(wanted),
+    };
+    if data > room || data == Extents::ZERO {
+        return Err(Error::failed_precondition(format!(
+            "thin pool {}/{} of {wanted} does not fit: {} are free beyond its metadata and the reserve of {reserve}",
+            vg.name,
+            pool.name,
+            extent.size_of(room)
+        )));
+    }
+    Ok(Change::CreatePool { lv: pool.name.clone(), extents: data, metadata, chunk_size: chunk })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{add, lv_name, vg};
+    use super::*;
+
+    fn pool(size: Option<Share>) -> ThinPool {
+        ThinPool { name: lv_name("pool0"), create_size: size, overprovision_percent: 100 }
+    }
+
+    fn made(vg: &VgState, size: Share, reserve: Bytes) -> (u64, u64, Bytes) {
+        match plan(vg, &pool(Some(size)), reserve).unwrap() {
+            Plan::Steps(steps) => match &steps[..] {
+                [Change::CreatePool { extents, metadata, chunk_size, .. }] => {
+                    (extents.get(), metadata.get(), *chunk_size)
+                }
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_share_leaves_room_for_metadata_and_reserve() {
+        let vg = vg(&[&[1000]]);
+        let none = Bytes::ZERO;
+        assert_eq!(made(&vg, Share::Percent(90), none), (900, 4, CHUNK_MIN));
+        assert_eq!(made(&vg, Share::Percent(100), none), (992, 4, CHUNK_MIN));
+        assert_eq!(made(&vg, Share::Percent(100), Bytes::mib(400)), (892, 4, CHUNK_MIN));
+        assert_eq!(made(&vg, Share::Size(Bytes::gib(1)), none), (256, 4, CHUNK_MIN));
+        assert!(plan(&vg, &pool(Some(Share::Size(Bytes::mib(3990)))), none).is_err());
+        assert!(plan(&vg, &pool(None), none).unwrap_err().to_string().contains("thinPool.size"));
+    }
+
+    #[test]
+    fn large_pools_have_larger_chunks() {
+        let vg = vg(&[&[10 << 18]]);
+        let (_, metadata, chunk) = made(&vg, Share::Percent(90), Bytes::ZERO);
+        assert_eq!((chunk, metadata), (Bytes::mib(1), 288));
+    }
+
+    #[test]
+    fn what_bears_the_name_must_be_a_pool_that_zeroes() {
+        let mut vg = vg(&[&[1000]]);
+        let ask = |vg: &VgState| plan(vg, &pool(Some(Share::Percent(50))), Bytes::ZERO);
+        let thin_pool = |zero| LvLayout::ThinPool { zero, chunk_size: CHUNK_MIN };
+        add(&mut vg, "pool0", Bytes::gib(1), thin_pool(true), &[]);
+        assert_eq!(ask(&vg).unwrap(), Plan::Done);
+        add(&mut vg, "pool0", Bytes::gib(1), thin_pool(false), &[]);
+        assert!(ask(&vg).unwrap_err().to_string().contains("--zero y"));
+        add(&mut vg, "pool0", Bytes::gib(1), LvLayout::Linear, &[]);
+        assert!(ask(&vg).is_err());
+        add(&mut vg, "pool0", Bytes::gib(1), LvLayout::Linear, &["cinderblock=1", "cb.pool"]);
+        assert!(
+            matches!(ask(&vg).unwrap(), Plan::Steps(s) if matches!(s[..], [Change::Remove { .. }]))
+        );
+    }
+}

@@ -1,0 +1,104 @@
+//! Puts the parts of a process together and runs them until it is told to end. Every option is
+//! used here or nowhere.
+
+mod config_file;
+pub mod standalone;
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{Cli, Mode};
+use crate::error::{Error, Result};
+use crate::host::{Host, Linux};
+use crate::lvm::command;
+use crate::metrics::ProgramMetrics;
+use crate::telemetry;
+
+/// The oldest LVM that takes `--devices` and `--setautoactivation`.
+const LVM_MIN: (u64, u64, u64) = (2, 3, 12);
+
+/// Runs what the command line says.
+///
+/// # Errors
+/// When it cannot start, or a part of it fails.
+pub async fn run(cli: Cli) -> Result<()> {
+    let stop = CancellationToken::new();
+    match cli.mode {
+        Mode::Standalone(options) => {
+            telemetry::start(&options.common.log, options.common.log_format)?;
+            end_on_signal(&stop)?;
+            standalone::run(options, stop).await
+        }
+    }
+}
+
+/// The first SIGTERM or SIGINT lets everything end in order.
+fn end_on_signal(stop: &CancellationToken) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |e| Error::host("cannot wait for signals").because(e);
+    let mut term = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        let name = tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        };
+        tracing::info!(
+            signal = name,
+            "ending: new calls are refused, running ones come to their end"
+        );
+        stop.cancel();
+    });
+    Ok(())
+}
+
+/// The host that this process works on, with all programs found and LVM new enough.
+async fn host(run_dir: &Path, programs: ProgramMetrics) -> Result<Linux> {
+    let lvm_dir = run_dir.join("lvm");
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&lvm_dir)
+        .map_err(|e| Error::host(format!("cannot make {}", lvm_dir.display())).because(e))?;
+    let host = Linux::new(&lvm_dir, programs)?;
+    let done = host
+        .run(&command::version())
+        .await
+        .map_err(|e| Error::host("cannot ask LVM for its version").because(e))?;
+    let found = lvm_version(&done.stdout).ok_or_else(|| {
+        Error::host(format!("`lvm version` says no version: {}", done.complaint()))
+    })?;
+    if found < LVM_MIN {
+        return Err(Error::host(format!(
+            "LVM {}.{:02}.{} is too old: {}.{:02}.{} is the oldest that this driver works with",
+            found.0, found.1, found.2, LVM_MIN.0, LVM_MIN.1, LVM_MIN.2
+        )));
+    }
+    tracing::info!(lvm = format!("{}.{:02}.{}", found.0, found.1, found.2), "found LVM");
+    Ok(host)
+}
+
+fn lvm_version(text: &str) -> Option<(u64, u64, u64)> {
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("LVM version:"))?;
+    let number = line.trim().split(['(', '-', ' ']).next()?;
+    let mut parts = number.split('.').map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next()??, parts.next()??))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_lvm() {
+        let text = "  LVM version:     2.03.16(2) (2022-05-18)\n  Library version: 1.02.185\n";
+        assert_eq!(lvm_version(text), Some((2, 3, 16)));
+        assert_eq!(lvm_version("  LVM version:     2.03.33(2)-git (x)\n"), Some((2, 3, 33)));
+        assert_eq!(lvm_version("nothing"), None);
+        assert!((2, 2, 188) < LVM_MIN && LVM_MIN < (2, 3, 16));
+    }
+}

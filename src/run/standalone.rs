@@ -1,0 +1,104 @@
+//! Standalone: the controller and the agent of this machine in one process, on one socket.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::config_file;
+use crate::admin;
+use crate::agent::Agent;
+use crate::cli::{Common, Disks, Standalone};
+use crate::controller::{Controller, Registry};
+use crate::csi::{
+    self, ControllerService, IdentityService, NodeService, Observer, Readiness, Services,
+};
+use crate::domain::{Inventory, VolumeAgent};
+use crate::error::Result;
+use crate::host::Host;
+use crate::metrics::Metrics;
+use crate::names::NodeName;
+
+pub(super) async fn run(options: Standalone, stop: CancellationToken) -> Result<()> {
+    let Standalone { common, disks } = options;
+    let Common { driver_name, config, csi_endpoint, http_address, log: _, log_format: _ } = common;
+    let Disks { node_name, run_dir } = disks;
+    let metrics = Metrics::new(&driver_name);
+    let config = config_file::follow(&config, stop.clone())?;
+    let host = super::host(&run_dir, metrics.programs()).await?;
+    let listener = csi::listen(&csi_endpoint)?;
+    tracing::info!(socket = %csi_endpoint.display(), node = %node_name, driver = driver_name, "serving");
+    let labels = watch::Sender::new(None);
+    let agent = Agent::new(host, config.clone(), labels.subscribe());
+    let services = services(&driver_name, &agent, &node_name, config, &metrics);
+    metrics.show_inventory(agent.inventory());
+    let (ready, watched) = (agent.inventory(), agent.clone());
+    let http = async {
+        let Some(address) = http_address else { return std::future::pending().await };
+        let is_ready: admin::IsReady = Arc::new(move || ready.borrow().revision > 0);
+        admin::serve(address, metrics, is_ready, stop.clone()).await
+    };
+    let result = tokio::select! {
+        served = csi::serve(listener, services, stop.clone()) => served,
+        failed = http => failed,
+        () = watched.run(stop.clone()) => Ok(()),
+    };
+    stop.cancel();
+    agent.run(stop).await;
+    result
+}
+
+/// All services over one agent.
+#[must_use]
+pub fn services<H: Host>(
+    driver_name: &str,
+    agent: &Agent<H>,
+    node: &NodeName,
+    config: watch::Receiver<Arc<crate::config::Config>>,
+    metrics: &Metrics,
+) -> Services<Ready, H> {
+    let registry = Arc::new(Registry::default());
+    let local: Arc<dyn VolumeAgent> = Arc::new(agent.clone());
+    let session = registry.connect(node.clone(), local);
+    let mut inventory = agent.inventory();
+    tokio::spawn(async move {
+        loop {
+            let now = Arc::clone(&inventory.borrow_and_update());
+            if now.revision > 0 {
+                session.update(&now);
+            }
+            if inventory.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    let controller = Arc::new(Controller::new(registry, config, None, false));
+    let observer = Observer::new(metrics.rpc());
+    let topology_key = topology_key(driver_name);
+    let ready = Ready(agent.inventory());
+    Services {
+        identity: IdentityService::new(driver_name.to_owned(), ready, observer.clone()),
+        controller: Some(ControllerService::new(
+            controller,
+            topology_key.clone(),
+            observer.clone(),
+        )),
+        node: Some(NodeService::new(agent.clone(), node.clone(), topology_key, observer)),
+    }
+}
+
+/// The topology segment by which a driver names nodes.
+#[must_use]
+pub fn topology_key(driver_name: &str) -> String {
+    format!("topology.{driver_name}/node")
+}
+
+/// Ready when the inventory is there, which an agent's first report makes.
+#[derive(Debug)]
+pub struct Ready(watch::Receiver<Arc<Inventory>>);
+
+impl Readiness for Ready {
+    fn is_ready(&self) -> bool {
+        self.0.borrow().revision > 0
+    }
+}
