@@ -80,14 +80,13 @@ impl<H: Host> Agent<H> {
         }))
     }
 
-    /// Looks at the disks, sets up the backends and keeps the inventory true until `stop`; then
-    /// waits until all that was begun has come to its end.
+    /// Looks at the disks, sets up the backends and keeps the inventory true until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
-        let keep = self.keep_inventory();
-        tokio::select! {
-            () = keep => {}
-            () = stop.cancelled() => {}
-        }
+        stop.run_until_cancelled(self.keep_inventory()).await;
+    }
+
+    /// Refuses new calls, and waits until all that was begun has come to its end.
+    pub async fn finish(&self) {
         self.0.stop.cancel();
         self.0.tasks.close();
         if !self.0.tasks.is_empty() {

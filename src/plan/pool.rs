@@ -125,7 +125,7 @@ mod tests {
     fn large_pools_have_larger_chunks() {
         let vg = vg(&[&[10 << 18]]);
         let (_, metadata, chunk) = made(&vg, Share::Percent(90), Bytes::ZERO);
-        assert_eq!((chunk, metadata), (Bytes::mib(1), 288));
+        assert_eq!((chunk, metadata), (Bytes::mib(1), 289));
     }
 
     #[test]

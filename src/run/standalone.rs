@@ -44,7 +44,7 @@ pub(super) async fn run(options: Standalone, stop: CancellationToken) -> Result<
         () = watched.run(stop.clone()) => Ok(()),
     };
     stop.cancel();
-    agent.run(stop).await;
+    agent.finish().await;
     result
 }
 
