@@ -73,10 +73,7 @@ impl<H: Host> Agent<H> {
             Plan::Done => Ok(state),
             Plan::Steps(left) if left == *steps => {
                 if let (Change::Remove { lv, .. }, ErrorKind::Host) = (step, error.kind()) {
-                    let used = self.who_uses(&state, lv).await?;
-                    if !used.is_empty() {
-                        return Err(in_use(lv, &used));
-                    }
+                    self.must_be_idle(&state, lv).await?;
                 }
                 Err(error)
             }
@@ -141,9 +138,4 @@ pub(super) fn own_lv<'a>(state: &'a VgState, lv: &LvName) -> Result<&'a Lv> {
     state.lvs.get(lv).filter(|found| found.tags.is_ours()).ok_or_else(|| {
         Error::not_found(format!("there is no volume {lv} in volume group {}", state.name))
     })
-}
-
-/// The error of whoever would remove what is in use.
-pub(super) fn in_use(lv: &LvName, used: &[String]) -> Error {
-    Error::failed_precondition(format!("{lv} is in use: {}", used.join(", ")))
 }

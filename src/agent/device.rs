@@ -16,6 +16,10 @@ use crate::names::{LvName, dm_name};
 
 /// How long the kernel may take to say what it knows.
 const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Whoever only looks at a device has closed it again after this many looks of ours.
+const LOOKS_MAX: u32 = 30;
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const MOUNTED: &str = "mounted at";
 
 impl<H: Host> Agent<H> {
     /// The active device of an LV, by device-mapper's own name and uuid. `None` when it is not
@@ -54,8 +58,25 @@ impl<H: Host> Agent<H> {
         })
     }
 
+    /// Makes sure that nobody uses an LV. A look by udev or a probe is waited for; a mount is not.
+    pub(super) async fn must_be_idle(&self, state: &VgState, lv: &LvName) -> Result<()> {
+        let mut looks = LOOKS_MAX;
+        loop {
+            let used = self.who_uses(state, lv).await?;
+            looks = looks.saturating_sub(1);
+            if used.is_empty() {
+                return Ok(());
+            }
+            if looks == 0 || used.iter().any(|user| user.starts_with(MOUNTED)) {
+                let users = used.join(", ");
+                return Err(Error::failed_precondition(format!("{lv} is in use: {users}")));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// Who uses an LV: mounts, and whoever else has its device open. Empty when nobody does.
-    pub(super) async fn who_uses(&self, state: &VgState, lv: &LvName) -> Result<Vec<String>> {
+    async fn who_uses(&self, state: &VgState, lv: &LvName) -> Result<Vec<String>> {
         let Some(found) = state.lvs.get(lv) else { return Ok(vec![]) };
         let Some(device) = self.device(state, found).await? else { return Ok(vec![]) };
         let what = format!("device {}", device.name);
@@ -64,7 +85,7 @@ impl<H: Host> Agent<H> {
             let mut users: Vec<String> = mounts
                 .iter()
                 .filter(|m| m.device == device.number || m.source == device.node)
-                .map(|m| format!("mounted at {}", m.target.display()))
+                .map(|m| format!("{MOUNTED} {}", m.target.display()))
                 .collect();
             let open = host.device_status(&device.name)?.map_or(0, |s| s.open_count);
             if users.is_empty() && open > 0 {

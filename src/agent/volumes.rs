@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use super::Agent;
-use super::carry_out::in_use;
 use super::inventory::{snapshot_of, volume_of};
 use super::store::Vg;
 use crate::domain::{
@@ -93,10 +92,7 @@ impl<H: Host> Agent<H> {
         let state = vg.state();
         // LVM refuses to remove what is open, too; asked before, we can say who it is.
         if !matches!(plan::remove::plan(&state, &handle.lv, kind), Ok(Plan::Done) | Err(_)) {
-            let used = self.who_uses(&state, &handle.lv).await?;
-            if !used.is_empty() {
-                return Err(in_use(&handle.lv, &used));
-            }
+            self.must_be_idle(&state, &handle.lv).await?;
         }
         self.carry_out(&vg, |state, _| plan::remove::plan(state, &handle.lv, kind)).await?;
         Ok(Told { value: (), revision: self.publish() })

@@ -257,6 +257,11 @@ impl Lab {
         })
     }
 
+    /// Makes the directory a lab's before anybody puts files there.
+    pub(crate) fn claim(&self) -> Result<()> {
+        self.prepare().map(drop)
+    }
+
     /// Makes the directory a lab's.
     fn prepare(&self) -> Result<File> {
         let dir = &self.dir;

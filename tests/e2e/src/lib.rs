@@ -1,4 +1,4 @@
-//! The lab: cluster nodes as User-Mode-Linux virtual machines on a plain Linux machine. No Kubernetes lives in these modules.
+//! The lab: cluster nodes as User-Mode-Linux virtual machines on a plain Linux machine, and a throwaway Kubernetes on them. No storage driver lives here.
 //!
 //! A [`Lab`] is a directory, a network namespace and some [`Node`]s. Each node sees the host's
 //! files through an overlay, has disks of its own, and runs programs for the host ([`Exec`]).
@@ -14,6 +14,7 @@
 )]
 
 pub mod bootfile;
+pub mod cluster;
 pub mod console;
 pub mod exec;
 pub mod guest;
@@ -27,9 +28,11 @@ pub mod pki;
 pub mod process;
 mod programs;
 pub mod protocol;
+mod run_within;
 pub mod tools;
 pub mod vm;
 
+pub use cluster::{Cluster, Namespace, Object, Options, Service};
 pub use exec::{Exec, Output, TimedOut};
 pub use lab::{Lab, LabStatus};
 pub use netns::NetNs;

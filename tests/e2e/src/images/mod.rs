@@ -1,29 +1,37 @@
 //! The lab's own images, made of the tools and of Debian's busybox, as archives in the tool cache. Loading them into nodes is the cluster's business.
 
+mod seed;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use ring::digest::{SHA256, digest};
 
-use crate::oci::{Image, Layer};
+use crate::oci::{self, Image, Layer, Written};
 use crate::tools::{self, Tools};
 use crate::{hex, programs, say};
 
 /// The sandbox of every pod.
 pub const PAUSE: &str = "registry.k8s.io/pause:3.10.1";
 
-/// For pods of tests: every applet of busybox, and a shell.
+/// For pods of tests: every applet of busybox, and a shell. `wget -T` of Debian 12's busybox crashes;
+/// take `timeout 5 wget`.
 pub const BUSYBOX: &str = "docker.io/library/busybox:1.37";
 
 /// Who does not start as root.
 const NOBODY: &str = "65532:65532";
 
+/// Raised when archives are written in another way, so that old ones are not used.
+const FORMAT: u32 = 1;
+
 /// An image archive in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archive {
-    /// The image's full name.
-    pub name: String,
+    /// The tool that it is made of, or `busybox`.
+    pub tool: &'static str,
+    /// The image in it.
+    pub image: Written,
     /// The archive; what is in it never changes.
     pub file: PathBuf,
 }
@@ -95,62 +103,67 @@ pub fn name_of(tool: &str) -> Option<String> {
     PROGRAMS.iter().find(|program| program.tool == tool).map(Program::name)
 }
 
-/// Makes the archives that are not in the cache yet; the tools must be there.
+/// The lab's own images in the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Images {
+    /// One archive each.
+    pub archives: Vec<Archive>,
+    /// A containerd root that has them all, for new nodes.
+    pub seed: PathBuf,
+}
+
+/// Makes what is not in the cache yet; the tools must be there.
 ///
 /// # Errors
 /// A tool or busybox is missing, or an archive cannot be written.
-pub fn ensure(tools: &Tools) -> Result<Vec<Archive>> {
+pub fn ensure(tools: &Tools) -> Result<Images> {
     let mut archives = vec![busybox(tools)?];
     for program in &PROGRAMS {
-        // The tools' folder belongs to their content, so the name is enough.
-        let file = tools.images().join(format!("{}.tar", program.tool));
-        archives.push(make(tools, &program.name(), file, || program.image(tools))?);
+        // The tools' folder belongs to their content.
+        archives.push(make(tools, program.tool, "", &program.image(tools)?)?);
     }
-    Ok(archives)
+    Ok(Images { seed: seed::ensure_seed(tools, &archives)?, archives })
 }
 
-/// Debian's busybox is not pinned: its archive is named by its content.
+/// Debian's busybox is not pinned, so its content is looked at.
 fn busybox(tools: &Tools) -> Result<Archive> {
     let program = programs::find("busybox").context("the program busybox is not installed")?;
     let bytes = fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
-    let key = hex(&digest(&SHA256, &bytes).as_ref()[..6]);
-    let file = tools.images().join(format!("busybox-{key}.tar"));
-    make(tools, BUSYBOX, file, || {
-        let mut layer = Layer::new()
-            .folder("/tmp", 0o1777)?
-            .folder("/root", 0o700)?
-            .folder("/var/tmp", 0o1777)?
-            .bytes("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644)?
-            .bytes("/etc/group", "root:x:0:\n", 0o644)?
-            .bytes("/bin/busybox", bytes, 0o755)?;
-        for applet in programs::run("busybox", &["--list"], "")?.lines() {
-            if applet != "busybox" {
-                layer = layer.link(&format!("/bin/{applet}"), "busybox")?;
-            }
+    let mut layer = Layer::new()
+        .folder("/tmp", 0o1777)?
+        .folder("/root", 0o700)?
+        .folder("/var/tmp", 0o1777)?
+        .bytes("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644)?
+        .bytes("/etc/group", "root:x:0:\n", 0o644)?
+        .file("/bin/busybox", &program, 0o755)?;
+    for applet in programs::run("busybox", &["--list"], "")?.lines() {
+        if applet != "busybox" {
+            layer = layer.link(&format!("/bin/{applet}"), "busybox")?;
         }
-        for folder in ["/sbin", "/usr/bin", "/usr/sbin"] {
-            layer = layer.link(folder, if folder == "/sbin" { "bin" } else { "../bin" })?;
-        }
-        Ok(Image::new(BUSYBOX).layer(layer).env("PATH", programs::GUEST_PATH).command(["sh"]))
-    })
+    }
+    for (folder, to) in [("/sbin", "bin"), ("/usr/bin", "../bin"), ("/usr/sbin", "../bin")] {
+        layer = layer.link(folder, to)?;
+    }
+    let image = Image::new(BUSYBOX).layer(layer).env("PATH", programs::GUEST_PATH).command(["sh"]);
+    make(tools, "busybox", &hex(digest(&SHA256, &bytes).as_ref()), &image)
 }
 
-fn make(
-    tools: &Tools,
-    name: &str,
-    file: PathBuf,
-    image: impl FnOnce() -> Result<Image>,
-) -> Result<Archive> {
+/// Writes an archive unless it is there. Its name has a key of everything that goes in.
+fn make(tools: &Tools, tool: &'static str, content: &str, image: &Image) -> Result<Archive> {
+    let key = format!("{FORMAT} {content} {image:?}");
+    let key = hex(&digest(&SHA256, key.as_bytes()).as_ref()[..6]);
+    let file = tools.images().join(format!("{tool}-{key}.tar"));
     if !file.exists() {
         let _lock = tools.lock()?;
         if !file.exists() {
-            say(&format!("making the image {name}"));
-            let folder = file.parent().unwrap_or(Path::new("/"));
-            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-            image()?.write(&file)?;
+            say(&format!("making the image {}", image.name()));
+            let folder = tools.images();
+            fs::create_dir_all(&folder)
+                .with_context(|| format!("creating {}", folder.display()))?;
+            image.write(&file)?;
         }
     }
-    Ok(Archive { name: name.to_owned(), file })
+    Ok(Archive { tool, image: oci::inspect(&file)?, file })
 }
 
 #[cfg(test)]

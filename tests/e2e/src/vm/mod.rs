@@ -12,4 +12,4 @@ pub use node::{Node, NodeState, NodeStatus};
 pub use spawned::Spawned;
 pub use spec::{GIB, MIB, NodeSpec};
 pub(crate) use spec::{check_name, check_path};
-pub(crate) use state::{Run, write_json};
+pub(crate) use state::{Run, read_json, remove, write_json};

@@ -356,6 +356,11 @@ impl Node {
         })
     }
 
+    /// The secret of the boot that runs now: no other boot has the same.
+    pub(crate) fn boot_token(&self) -> Result<String> {
+        Ok(self.running()?.token)
+    }
+
     fn running(&self) -> Result<Run> {
         let name = self.name();
         let run = self.run_file()?.with_context(|| format!("node {name} is off"))?;
