@@ -1,0 +1,43 @@
+//! `lab exec`: a program in a node's VM, as root. It has no terminal.
+
+use std::io::Read;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::{Which, code};
+
+/// Run a program in a node's VM as root
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The node's name
+    node: String,
+    /// Pass on all of our stdin first
+    #[arg(long, short = 'i')]
+    stdin: bool,
+    /// Seconds that it may take
+    #[arg(long, default_value_t = 3600)]
+    timeout: u64,
+    /// The program and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+/// Runs it.
+pub(super) fn run(which: &Which, arguments: &Arguments) -> Result<ExitCode> {
+    let cluster = which.attach()?;
+    let node = cluster.lab().node(&arguments.node)?;
+    let mut stdin = Vec::new();
+    if arguments.stdin {
+        std::io::stdin().read_to_end(&mut stdin).context("reading stdin")?;
+    }
+    let status = node
+        .exec(&arguments.command)
+        .env("PATH", &cluster.node_path())
+        .stdin(stdin)
+        .timeout(Duration::from_secs(arguments.timeout))
+        .stream(None)?;
+    Ok(code(status.code()))
+}
