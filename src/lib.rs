@@ -26,5 +26,7 @@ pub mod metrics;
 pub mod names;
 pub mod plan;
 pub mod run;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
 pub mod telemetry;
 pub mod units;

@@ -273,7 +273,7 @@ fn pool_is_usable(state: &VgState, pool: &ThinPool) -> Result<()> {
     let reserve = crate::units::Bytes::ZERO;
     match plan::pool::plan(state, pool, reserve)? {
         Plan::Done => Ok(()),
-        Plan::Steps(_) | Plan::Zero(_) => {
+        Plan::Steps(_) | Plan::Rest(_) | Plan::Zero(_) => {
             let is_pool = matches!(
                 state.lvs.get(&pool.name).map(|lv| &lv.layout),
                 Some(LvLayout::ThinPool { .. })

@@ -30,24 +30,32 @@ impl<H: Host> Agent<H> {
         vg: &Vg,
         plan: impl Fn(&VgState, &Rules) -> Result<Plan> + Send + Sync,
     ) -> Result<Arc<VgState>> {
+        let mut progress = false;
         for _ in 0..ROUNDS_MAX {
             let mut turn = self.0.store.turn(vg).await?;
-            let state = turn.refresh().await?;
-            let rules = self.rules(&state).await?;
-            match plan(&state, &rules)? {
+            let state = turn.refresh().await.map_err(|e| in_doubt(e, progress))?;
+            let rules = self.rules(&state).await.map_err(|e| in_doubt(e, progress))?;
+            let steps = match plan(&state, &rules).map_err(|e| in_doubt(e, progress))? {
                 Plan::Done => return Ok(state),
-                Plan::Steps(steps) => {
-                    for step in &steps {
-                        if let Err(error) = turn.run(step).await {
-                            return self.judge(&mut turn, error, step, &steps, &plan).await;
-                        }
-                    }
+                Plan::Steps(steps) => steps,
+                Plan::Rest(steps) => {
+                    progress = true;
+                    steps
                 }
                 Plan::Zero(lv) => {
                     drop(turn);
-                    self.zero_and_settle(vg, &lv).await?;
+                    progress = true;
+                    self.zero_and_settle(vg, &lv).await.map_err(|e| in_doubt(e, progress))?;
+                    continue;
+                }
+            };
+            for step in &steps {
+                if let Err(error) = turn.run(step).await {
+                    let judged = self.judge(&mut turn, error, step, &steps, &plan).await;
+                    return judged.map_err(|e| in_doubt(e, progress));
                 }
             }
+            progress = true;
         }
         Err(Error::unavailable(format!(
             "volume group {} is still not as asked after {ROUNDS_MAX} rounds, though LVM reports success",
@@ -77,8 +85,7 @@ impl<H: Host> Agent<H> {
                 }
                 Err(error)
             }
-            // Some of it happened: a final code would make the caller forget it.
-            Plan::Steps(_) | Plan::Zero(_) => Err(error.with_kind(ErrorKind::Unavailable)),
+            Plan::Steps(_) | Plan::Rest(_) | Plan::Zero(_) => Err(in_doubt(error, true)),
         }
     }
 
@@ -131,6 +138,12 @@ impl<H: Host> Agent<H> {
             pending.tag()
         )))
     }
+}
+
+/// An error after something was done, or may have been: a final code would make the caller forget
+/// what is left.
+fn in_doubt(error: Error, progress: bool) -> Error {
+    if progress { error.with_kind(ErrorKind::Unavailable) } else { error }
 }
 
 /// An LV of ours by its name.

@@ -150,7 +150,7 @@ fn resume(
     if found.size < size {
         let extents = vg.extent_size.extents_ceil(size);
         let extend = Change::Extend { lv: found.name.clone(), extents, from: vec![] };
-        return Ok(Plan::Steps(vec![extend]));
+        return Ok(Plan::Rest(vec![extend]));
     }
     Ok(Plan::Done)
 }
@@ -304,7 +304,7 @@ mod tests {
 
     fn only(plan: Result<Plan>) -> Change {
         match plan.unwrap() {
-            Plan::Steps(steps) if steps.len() == 1 => steps[0].clone(),
+            Plan::Steps(steps) | Plan::Rest(steps) if steps.len() == 1 => steps[0].clone(),
             other => panic!("{other:?}"),
         }
     }

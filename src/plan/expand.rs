@@ -30,7 +30,7 @@ pub fn plan(vg: &VgState, rules: &Rules, lv: &Lv, range: &CapacityRange) -> Resu
     let extents = wanted(vg, lv, layout.as_ref(), range)?;
     let have = vg.extent_size.extents_ceil(lv.size);
     if extents <= have {
-        return Ok(leftover(vg, lv).map_or(Plan::Done, |growth| Plan::Steps(vec![growth])));
+        return Ok(leftover(vg, lv).map_or(Plan::Done, |growth| Plan::Rest(vec![growth])));
     }
     let more = extents.saturating_sub(have);
     let plan = match layout {
@@ -121,7 +121,7 @@ fn zeroed_first(
         )));
     };
     if vg.extent_size.extents_ceil(growth.size) != more {
-        return Ok(Plan::Steps(vec![remove]));
+        return Ok(Plan::Rest(vec![remove]));
     }
     if growth.tags.pending == Some(Pending::Fresh) {
         return Ok(Plan::Zero(name));
@@ -137,7 +137,7 @@ fn zeroed_first(
         })?;
         from.push(Range { device, start: area.start, len: area.len });
     }
-    Ok(Plan::Steps(vec![remove, extend(lv, extents, from)]))
+    Ok(Plan::Rest(vec![remove, extend(lv, extents, from)]))
 }
 
 /// Removes what an expansion that was given up has left.
@@ -217,7 +217,7 @@ mod tests {
         let pv = LvmUuid::derived("pv0");
         vg.lvs.get_mut(&lv_name("pvc-1.growth")).unwrap().areas =
             vec![Area { pv, start: 7, len: 256 }];
-        let Plan::Steps(steps) = go(&vg, &rules, range).unwrap() else { panic!() };
+        let Plan::Rest(steps) = go(&vg, &rules, range).unwrap() else { panic!() };
         let [Change::Remove { .. }, Change::Extend { from, extents, .. }] = &steps[..] else {
             panic!("{steps:?}")
         };
@@ -226,7 +226,7 @@ mod tests {
 
         // Another size was asked for meanwhile, or none.
         for other in [Bytes::gib(3), Bytes::gib(1)] {
-            let Plan::Steps(steps) = go(&vg, &rules, to(other)).unwrap() else { panic!() };
+            let Plan::Rest(steps) = go(&vg, &rules, to(other)).unwrap() else { panic!() };
             assert!(matches!(&steps[..], [Change::Remove { .. }]), "{steps:?}");
         }
         add(&mut vg, "pvc-1.growth", Bytes::gib(1), LvLayout::Linear, &["mine"]);

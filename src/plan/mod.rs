@@ -22,8 +22,10 @@ use crate::units::Bytes;
 pub enum Plan {
     /// Nothing: things are as they were asked for.
     Done,
-    /// These changes, in this order; then plan again.
+    /// These changes, in this order; then plan again. Nothing of it is there yet.
     Steps(Vec<Change>),
+    /// The same, but some of it is there already: to give up now would leave it behind.
+    Rest(Vec<Change>),
     /// Zero all of this LV and drop its tag `cb.fresh`; then plan again.
     Zero(LvName),
 }

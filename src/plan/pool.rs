@@ -47,7 +47,7 @@ pub fn plan(vg: &VgState, pool: &ThinPool, reserve: Bytes) -> Result<Plan> {
             if found.tags.is_ours() && found.tags.kind == Some(Kind::Pool) =>
         {
             let remove = Change::Remove { lv: found.name.clone(), uuid: found.uuid.clone() };
-            Ok(Plan::Steps(vec![remove]))
+            Ok(Plan::Rest(vec![remove]))
         }
         LvLayout::Linear
         | LvLayout::Striped { .. }
@@ -141,7 +141,7 @@ mod tests {
         assert!(ask(&vg).is_err());
         add(&mut vg, "pool0", Bytes::gib(1), LvLayout::Linear, &["cinderblock=1", "cb.pool"]);
         assert!(
-            matches!(ask(&vg).unwrap(), Plan::Steps(s) if matches!(s[..], [Change::Remove { .. }]))
+            matches!(ask(&vg).unwrap(), Plan::Rest(s) if matches!(s[..], [Change::Remove { .. }]))
         );
     }
 }

@@ -1,0 +1,358 @@
+//! The simulated host: every effect passes one gate, where faults strike.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::fault::{Fault, Mode};
+use super::world::{Holds, MAJOR, World};
+use super::{lvm, print, programs};
+use crate::host::block::Disk;
+use crate::host::dm::DmDevice;
+use crate::host::dm_status::DmStatus;
+use crate::host::invocation::{Invocation, Program};
+use crate::host::mount::MountCall;
+use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::runner::{Completed, Exit, RunError};
+use crate::host::{FilesystemUsage, Host, PathKind, Usage, superblock};
+use crate::units::Bytes;
+
+/// A host in memory. Clones are one; an agent that dies leaves it behind for the next.
+#[derive(Clone, Debug)]
+pub struct SimHost {
+    world: Arc<Mutex<World>>,
+    gate: Arc<Mutex<Gate>>,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    fault: Option<Fault>,
+    effects: Vec<String>,
+    runs: Vec<String>,
+    dead: bool,
+}
+
+/// What the gate says of an effect.
+enum Pass {
+    Free,
+    Strike(Mode),
+    Dead,
+}
+
+impl SimHost {
+    /// A host.
+    #[must_use]
+    pub fn new(world: World) -> Self {
+        Self { world: Arc::new(Mutex::new(world)), gate: Arc::default() }
+    }
+
+    /// What there is now.
+    pub fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a fault strike from now on, counting effects anew; `None` takes it away and brings a
+    /// dead process back to life.
+    pub fn arm(&self, fault: Option<Fault>) {
+        let mut gate = self.gate();
+        gate.fault = fault;
+        gate.effects.clear();
+        gate.dead = false;
+    }
+
+    /// The effects since [`SimHost::arm`].
+    #[must_use]
+    pub fn effects(&self) -> Vec<String> {
+        self.gate().effects.clone()
+    }
+
+    /// All programs run since the host was made, by their labels.
+    #[must_use]
+    pub fn programs_run(&self) -> Vec<String> {
+        self.gate().runs.clone()
+    }
+
+    fn pass(&self, what: String) -> Pass {
+        let mut gate = self.gate();
+        if gate.dead {
+            return Pass::Dead;
+        }
+        let at = gate.effects.len();
+        gate.effects.push(what);
+        match gate.fault.filter(|fault| fault.at == at) {
+            Some(fault) => {
+                gate.dead = fault.mode.kills();
+                Pass::Strike(fault.mode)
+            }
+            None => Pass::Free,
+        }
+    }
+
+    fn effect<T>(
+        &self,
+        what: String,
+        work: impl FnOnce(&mut World) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let struck = || io::Error::other("injected fault");
+        match self.pass(what) {
+            Pass::Dead => Err(struck()),
+            Pass::Free => work(&mut self.world()),
+            Pass::Strike(mode) => {
+                if mode.happens() {
+                    work(&mut self.world())?;
+                }
+                Err(struck())
+            }
+        }
+    }
+
+    fn alive(&self) -> io::Result<()> {
+        if self.gate().dead { Err(io::Error::other("the process is dead")) } else { Ok(()) }
+    }
+
+    fn execute(&self, call: &Invocation) -> Completed {
+        let mut world = self.world();
+        if call.program == Program::Lvm {
+            lvm::run(&mut world, &call.args)
+        } else {
+            programs::run(&mut world, call)
+        }
+    }
+}
+
+fn not_found(what: &Path) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("{} is not there", what.display()))
+}
+
+impl Host for SimHost {
+    async fn run(&self, call: &Invocation) -> Result<Completed, RunError> {
+        // Others get a chance, as they would while a program runs.
+        tokio::task::yield_now().await;
+        let reads = match call.program {
+            Program::Lvm => lvm::is_read(&call.args),
+            other => programs::is_read(other),
+        };
+        let dead = || RunError::Start(call.label(), io::Error::other("the process is dead"));
+        self.alive().map_err(|_| dead())?;
+        self.gate().runs.push(call.label());
+        if reads {
+            return Ok(self.execute(call));
+        }
+        match self.pass(call.to_string()) {
+            Pass::Dead => Err(dead()),
+            Pass::Free => Ok(self.execute(call)),
+            Pass::Strike(mode) => {
+                if mode.happens() {
+                    self.execute(call);
+                }
+                match mode {
+                    Mode::Fail | Mode::FailAfter => Ok(Completed {
+                        exit: Exit::Code(5),
+                        stdout: String::new(),
+                        stderr: "injected fault".to_owned(),
+                    }),
+                    Mode::Lose => Err(RunError::Lost(call.label(), io::Error::other("injected"))),
+                    Mode::KillBefore | Mode::KillAfter => Err(dead()),
+                }
+            }
+        }
+    }
+
+    fn device(&self, dm_name: &str) -> io::Result<Option<DmDevice>> {
+        self.alive()?;
+        Ok(self.world().device(dm_name))
+    }
+
+    fn device_status(&self, dm_name: &str) -> io::Result<Option<DmStatus>> {
+        self.alive()?;
+        let world = self.world();
+        if let Some(pool) = dm_name.strip_suffix("-tpool") {
+            if !world.active.contains_key(pool) {
+                return Ok(None);
+            }
+            let line = "1 10/1000 0/1000 - rw discard_passdown error_if_no_space - 1024";
+            let targets = vec![("thin-pool".to_owned(), line.to_owned())];
+            return Ok(Some(DmStatus { open_count: 1, targets }));
+        }
+        let Some(device) = world.device(dm_name) else { return Ok(None) };
+        let open = world.mounts.iter().filter(|m| m.source == device.node).count();
+        let open_count = u32::try_from(open).unwrap_or(u32::MAX);
+        Ok(Some(DmStatus { open_count, targets: vec![] }))
+    }
+
+    fn read_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+        self.alive()?;
+        let mut world = self.world();
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let image = if let Some(node) = world.disk_node(device) {
+            match world.disks.get(&node).map(|d| d.holds.clone()) {
+                Some(Holds::Pv(pv)) => print::pv_image(&world, &pv),
+                _ => vec![],
+            }
+        } else {
+            let content = world.content_mut(device).ok_or_else(|| not_found(device))?;
+            content.superblock.as_ref().map(superblock::print).unwrap_or_default()
+        };
+        let mut bytes = image.get(from..).unwrap_or_default().to_vec();
+        bytes.resize(len, 0);
+        Ok(bytes)
+    }
+
+    fn zero_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<()> {
+        self.effect(format!("zero {} {offset} {len}", device.display()), |world| {
+            let (vg, lv) = world.lv_at(device).ok_or_else(|| not_found(device))?;
+            let whole = offset.saturating_add(len) >= lv.size.get();
+            let (areas, uuid) = (lv.areas.clone(), lv.uuid.clone());
+            let _ = vg;
+            if whole {
+                for area in areas {
+                    let extents = area.start..area.start.saturating_add(area.len);
+                    world.clean.extend(extents.map(|extent| (area.pv.clone(), extent)));
+                }
+                world.contents.insert(uuid, super::Content::default());
+            }
+            Ok(())
+        })
+    }
+
+    fn disk(&self, path: &Path) -> io::Result<Disk> {
+        self.alive()?;
+        let world = self.world();
+        let node = world.disk_node(path).ok_or_else(|| not_found(path))?;
+        let disk = world.disks.get(&node).ok_or_else(|| not_found(path))?;
+        let in_vg = matches!(&disk.holds, Holds::Pv(pv) if world.vgs.values().any(|vg| vg.state.pvs.contains_key(pv)));
+        let size = disk.size;
+        Ok(Disk { node, size, partitions: vec![], holders: vec![], claimed: in_vg })
+    }
+
+    fn mounts(&self) -> io::Result<MountTable> {
+        self.alive()?;
+        Ok(MountTable::new(self.world().mounts.clone()))
+    }
+
+    fn mount(&self, call: &MountCall) -> io::Result<()> {
+        self.effect(format!("{call:?}"), |world| mount(world, call))
+    }
+
+    fn unmount(&self, target: &Path) -> io::Result<()> {
+        self.effect(format!("unmount {}", target.display()), |world| {
+            let at = world.mounts.iter().rposition(|m| m.target == target);
+            let at = at.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+            world.mounts.remove(at);
+            Ok(())
+        })
+    }
+
+    fn path_kind(&self, path: &Path) -> io::Result<PathKind> {
+        self.alive()?;
+        let world = self.world();
+        let over = world.mounts.iter().rev().find(|m| m.target == path);
+        if let Some(mount) = over.filter(|m| m.fs_type == "devtmpfs") {
+            let node = Path::new("/dev").join(mount.root.strip_prefix("/").unwrap_or(&mount.root));
+            let name = node.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if let Some(device) = world.device(&name) {
+                return Ok(PathKind::BlockDevice(device.number));
+            }
+        }
+        Ok(world.paths.get(path).copied().unwrap_or(PathKind::Absent))
+    }
+
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        self.effect(format!("mkdir {}", path.display()), |world| {
+            world.paths.entry(path.to_owned()).or_insert(PathKind::Directory);
+            Ok(())
+        })
+    }
+
+    fn make_file(&self, path: &Path) -> io::Result<()> {
+        self.effect(format!("touch {}", path.display()), |world| {
+            world.paths.entry(path.to_owned()).or_insert(PathKind::File);
+            Ok(())
+        })
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.effect(format!("remove {}", path.display()), |world| {
+            if world.mounts.iter().any(|m| m.target == path) {
+                return Err(io::ErrorKind::ResourceBusy.into());
+            }
+            world.paths.remove(path);
+            Ok(())
+        })
+    }
+
+    fn filesystem_usage(&self, path: &Path) -> io::Result<FilesystemUsage> {
+        self.alive()?;
+        let mut world = self.world();
+        let source = world.mounts.iter().rev().find(|m| m.target == path).map(|m| m.source.clone());
+        let superblock = source.and_then(|s| world.content_mut(&s).and_then(|c| c.superblock));
+        let total = superblock.ok_or_else(|| not_found(path))?.size.get();
+        let bytes = Usage { total, used: 0, available: total };
+        Ok(FilesystemUsage { bytes, inodes: Usage { total: 1000, used: 11, available: 989 } })
+    }
+
+    fn block_size(&self, path: &Path) -> io::Result<((u32, u32), Bytes)> {
+        let kind = self.path_kind(path)?;
+        let world = self.world();
+        let device = world.active.keys().filter_map(|name| world.device(name));
+        let found = device.into_iter().find(|d| kind == PathKind::BlockDevice(d.number));
+        found.map(|d| (d.number, d.size)).ok_or_else(|| not_found(path))
+    }
+}
+
+fn mount(world: &mut World, call: &MountCall) -> io::Result<()> {
+    let mount = match call {
+        MountCall::Device { device, target, fs, options } => {
+            let found = world.filesystem_at(device).ok_or_else(|| not_found(device))?;
+            let uuid = world.content_mut(device).and_then(|c| c.superblock).map(|sb| sb.uuid);
+            let twin = world.mounts.iter().map(|m| m.source.clone()).collect::<Vec<_>>();
+            let twin = twin.iter().any(|source| {
+                source != device
+                    && world.content_mut(source).and_then(|c| c.superblock).map(|sb| sb.uuid)
+                        == uuid
+            });
+            let nouuid = options.iter().any(|option| option == "nouuid");
+            // XFS and btrfs take no second filesystem of the same UUID.
+            if found != *fs || (twin && !nouuid && *fs != crate::lvm::tag::FsType::Ext4) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let number = world.device(&name).map_or((MAJOR, 0), |d| d.number);
+            Mount {
+                device: number,
+                root: "/".into(),
+                target: target.clone(),
+                read_only: options.iter().any(|o| o == "ro"),
+                fs_type: fs.to_string(),
+                source: device.clone(),
+                super_options: options.clone(),
+            }
+        }
+        MountCall::Bind { source, target, options } => {
+            let read_only = options.iter().any(|o| o == "ro");
+            let of = world.mounts.iter().rev().find(|m| m.target == *source).cloned();
+            match of {
+                Some(of) => Mount { target: target.clone(), read_only, ..of },
+                None => Mount {
+                    device: (0, 5),
+                    root: Path::new("/").join(source.strip_prefix("/dev").unwrap_or(source)),
+                    target: target.clone(),
+                    read_only,
+                    fs_type: "devtmpfs".to_owned(),
+                    source: "udev".into(),
+                    super_options: vec![],
+                },
+            }
+        }
+    };
+    if !world.paths.contains_key(&mount.target) {
+        return Err(not_found(&mount.target));
+    }
+    world.mounts.push(mount);
+    Ok(())
+}

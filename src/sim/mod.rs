@@ -1,0 +1,16 @@
+//! A host in memory, with LVM, disks and mounts, and with faults that strike where they are told
+//! to. For tests: it answers the same argument lists, and its disks bear the same structures, as the
+//! real ones, and the same conformance cases are run against both.
+//!
+//! It never decides anything for the driver: what the driver does not do is not done.
+
+mod fault;
+mod host;
+mod lvm;
+mod print;
+mod programs;
+mod world;
+
+pub use fault::{Fault, Mode};
+pub use host::SimHost;
+pub use world::{Content, Mounted, World};

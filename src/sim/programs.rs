@@ -1,0 +1,116 @@
+//! The programs beside LVM: mkfs and its kin, blkid.
+
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::world::World;
+use crate::host::invocation::{Invocation, Program};
+use crate::host::runner::{Completed, Exit};
+use crate::host::superblock::Superblock;
+use crate::lvm::tag::FsType;
+use crate::units::Bytes;
+
+/// Whether a program only reads.
+pub(super) const fn is_read(program: Program) -> bool {
+    matches!(program, Program::Blkid)
+}
+
+/// Runs a program.
+pub(super) fn run(world: &mut World, call: &Invocation) -> Completed {
+    let last = call.args.last().map_or("", String::as_str);
+    let device = Path::new(last);
+    let ok = |stdout: &str| answer(0, stdout, "");
+    let bad = |why: &str| answer(1, "", why);
+    let after = |flag: &str| {
+        let at = call.args.iter().position(|a| a == flag)?;
+        call.args.get(at.saturating_add(1)).cloned()
+    };
+    match call.program {
+        Program::Lvm => bad("lvm is simulated elsewhere"),
+        Program::Blkid => blkid(world, device),
+        Program::MkfsExt4 => make(world, device, FsType::Ext4, after("-U")),
+        Program::MkfsXfs => {
+            let uuid = after("-m").and_then(|m| m.strip_prefix("uuid=").map(str::to_owned));
+            make(world, device, FsType::Xfs, uuid)
+        }
+        Program::MkfsBtrfs => make(world, device, FsType::Btrfs, after("-U")),
+        Program::E2fsck => match world.filesystem_at(device) {
+            Some(FsType::Ext4) => ok(""),
+            _ => answer(8, "", "Bad magic number in super-block"),
+        },
+        Program::Tune2fs | Program::XfsAdmin => set_uuid(world, device, after("-U")),
+        Program::Btrfstune => set_uuid(world, device, after("-M")),
+        Program::Resize2fs => grow(world, device),
+        Program::XfsGrowfs | Program::Btrfs => {
+            let source = world.mounts.iter().rev().find(|m| m.target == device);
+            match source.map(|m| m.source.clone()) {
+                Some(source) => grow(world, &source),
+                None => bad("not mounted"),
+            }
+        }
+    }
+}
+
+fn answer(code: i32, stdout: &str, stderr: &str) -> Completed {
+    Completed { exit: Exit::Code(code), stdout: stdout.to_owned(), stderr: stderr.to_owned() }
+}
+
+fn blkid(world: &mut World, device: &Path) -> Completed {
+    if let Some(disk) = world.disk_node(device).and_then(|node| world.disks.get(&node)) {
+        return match &disk.holds {
+            super::world::Holds::Nothing => answer(2, "", ""),
+            super::world::Holds::Something(what) => answer(0, &format!("TYPE={what}\n"), ""),
+            super::world::Holds::Pv(_) => answer(0, "TYPE=LVM2_member\n", ""),
+        };
+    }
+    let Some(content) = world.content_mut(device) else {
+        return answer(2, "", "error: cannot open");
+    };
+    match (&content.superblock, &content.foreign) {
+        (Some(sb), _) => answer(0, &format!("UUID={}\nTYPE={}\n", sb.uuid, sb.fs), ""),
+        (None, Some(what)) => answer(0, &format!("TYPE={what}\n"), ""),
+        (None, None) => answer(2, "", ""),
+    }
+}
+
+fn make(world: &mut World, device: &Path, fs: FsType, uuid: Option<String>) -> Completed {
+    let size = world.lv_at(device).map(|(_, lv)| lv.size);
+    let uuid = uuid.and_then(|u| Uuid::parse_str(&u).ok());
+    let (Some(size), Some(uuid)) = (size, uuid) else { return answer(1, "", "no such device") };
+    if size < fs.minimum() {
+        return answer(1, "", "the device is too small");
+    }
+    if let Some(content) = world.content_mut(device) {
+        // mkfs has no regard for what is there.
+        content.superblock = Some(Superblock { fs, uuid, size });
+        content.data.clear();
+        content.foreign = None;
+    }
+    answer(0, "", "")
+}
+
+fn set_uuid(world: &mut World, device: &Path, uuid: Option<String>) -> Completed {
+    if world.mounts.iter().any(|m| m.source == device) {
+        return answer(1, "", "it is mounted");
+    }
+    let uuid = uuid.and_then(|u| Uuid::parse_str(&u).ok());
+    match (world.content_mut(device).and_then(|c| c.superblock.as_mut()), uuid) {
+        (Some(sb), Some(uuid)) => {
+            sb.uuid = uuid;
+            answer(0, "", "")
+        }
+        _ => answer(1, "", "no filesystem"),
+    }
+}
+
+fn grow(world: &mut World, device: &Path) -> Completed {
+    let size: Option<Bytes> = world.lv_at(device).map(|(_, lv)| lv.size);
+    match (world.content_mut(device).and_then(|c| c.superblock.as_mut()), size) {
+        (Some(sb), Some(size)) => {
+            sb.size = size;
+            answer(0, "", "")
+        }
+        _ => answer(1, "", "no filesystem"),
+    }
+}

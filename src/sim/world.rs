@@ -1,0 +1,431 @@
+//! What there is: disks, volume groups, active devices, what they hold, mounts and paths.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::host::PathKind;
+use crate::host::dm::DmDevice;
+use crate::host::mountinfo::Mount;
+use crate::host::superblock::Superblock;
+use crate::lvm::state::{Area, Lv, LvLayout, Pv, VgState};
+use crate::lvm::tag::FsType;
+use crate::names::{LvName, LvmUuid, VgName, dm_name};
+use crate::units::{Bytes, ExtentSize, Extents};
+
+/// Device-mapper's major number in the simulation.
+pub(super) const MAJOR: u32 = 253;
+const EXTENT: u64 = 4 << 20;
+
+/// Everything.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    pub(super) disks: BTreeMap<PathBuf, SimDisk>,
+    pub(super) vgs: BTreeMap<LvmUuid, SimVg>,
+    /// Active devices: minor by name.
+    pub(super) active: BTreeMap<String, u32>,
+    pub(super) contents: BTreeMap<LvmUuid, Content>,
+    pub(super) mounts: Vec<Mount>,
+    pub(super) paths: BTreeMap<PathBuf, PathKind>,
+    /// Extents that hold nothing of anybody.
+    pub(super) clean: BTreeSet<(LvmUuid, u64)>,
+    pub(super) numbers: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct SimDisk {
+    pub(super) link: PathBuf,
+    pub(super) size: Bytes,
+    pub(super) holds: Holds,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Holds {
+    Nothing,
+    Something(String),
+    Pv(LvmUuid),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct SimVg {
+    pub(super) state: VgState,
+    /// Extents of LVs that nobody sees: a pool's data, metadata and spare.
+    pub(super) hidden: BTreeMap<LvName, Vec<Area>>,
+    pub(super) next_device_id: u64,
+}
+
+/// What an LV holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Content {
+    /// Its filesystem.
+    pub superblock: Option<Superblock>,
+    /// Something else that a probe finds.
+    pub foreign: Option<String>,
+    /// What its user has written.
+    pub data: String,
+}
+
+/// A mount, as a test wants to see it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mounted {
+    /// Where.
+    pub target: PathBuf,
+    /// Of which device.
+    pub source: PathBuf,
+    /// Whether it is read-only.
+    pub read_only: bool,
+}
+
+impl World {
+    /// Blank disks of these sizes, as /dev/sda, /dev/sdb, ... and /dev/disk/by-id/disk0, ...
+    #[must_use]
+    pub fn with_disks(sizes: &[Bytes]) -> Self {
+        let mut world = Self::default();
+        for (i, size) in sizes.iter().enumerate() {
+            let letter = char::from(b'a'.saturating_add(u8::try_from(i).unwrap_or(25)));
+            let link = PathBuf::from(format!("/dev/disk/by-id/disk{i}"));
+            let disk = SimDisk { link, size: *size, holds: Holds::Nothing };
+            world.disks.insert(PathBuf::from(format!("/dev/sd{letter}")), disk);
+        }
+        world
+    }
+
+    /// Puts something on a disk that a probe finds.
+    pub fn put_on_disk(&mut self, link: &Path, what: &str) {
+        if let Some(node) = self.disk_node(link) {
+            if let Some(disk) = self.disks.get_mut(&node) {
+                disk.holds = Holds::Something(what.to_owned());
+            }
+        }
+    }
+
+    /// The node of a disk by any of its names.
+    pub(super) fn disk_node(&self, path: &Path) -> Option<PathBuf> {
+        let found = self.disks.iter().find(|(node, disk)| *node == path || disk.link == path);
+        found.map(|(node, _)| node.clone())
+    }
+
+    /// An identifier that was never given before.
+    pub(super) fn new_uuid(&mut self) -> LvmUuid {
+        self.numbers = self.numbers.wrapping_add(1);
+        LvmUuid::derived(&format!("sim {}", self.numbers))
+    }
+
+    /// The VG of that name.
+    #[must_use]
+    pub fn vg(&self, name: &str) -> Option<&VgState> {
+        self.vgs.values().map(|vg| &vg.state).find(|state| state.name.as_str() == name)
+    }
+
+    pub(super) fn vg_mut(&mut self, name: &str) -> Option<&mut SimVg> {
+        self.vgs.values_mut().find(|vg| vg.state.name.as_str() == name)
+    }
+
+    /// Makes a VG of PVs.
+    pub(super) fn add_vg(&mut self, name: VgName, disks: &[PathBuf], tags: Vec<String>) -> LvmUuid {
+        let uuid = self.new_uuid();
+        let state = VgState {
+            name,
+            uuid: uuid.clone(),
+            seqno: 1,
+            extent_size: ExtentSize::new(EXTENT).unwrap_or_else(|| unreachable!("4 MiB")),
+            tags,
+            exported: false,
+            system_id: String::new(),
+            pvs: BTreeMap::new(),
+            lvs: BTreeMap::new(),
+        };
+        let vg = SimVg { state, hidden: BTreeMap::new(), next_device_id: 1 };
+        self.vgs.insert(uuid.clone(), vg);
+        for disk in disks {
+            self.add_pv(&uuid, disk);
+        }
+        uuid
+    }
+
+    /// Makes a disk part of a VG, and a PV if it is none.
+    pub(super) fn add_pv(&mut self, vg: &LvmUuid, node: &Path) {
+        let fresh = self.new_uuid();
+        let Some(disk) = self.disks.get_mut(node) else { return };
+        let pv = match &disk.holds {
+            Holds::Pv(pv) => pv.clone(),
+            Holds::Nothing | Holds::Something(_) => fresh,
+        };
+        disk.holds = Holds::Pv(pv.clone());
+        // 64 MiB of metadata and the label come off.
+        let count = disk.size.saturating_sub(Bytes::mib(65)).get() / EXTENT;
+        let state = Pv {
+            device: Some(node.to_owned()),
+            allocatable: true,
+            extents: Extents::new(count),
+            free: vec![(0, count)],
+        };
+        if let Some(vg) = self.vgs.get_mut(vg) {
+            vg.state.pvs.insert(pv, state);
+        }
+    }
+
+    /// The VG and LV of a device node.
+    pub(super) fn lv_at(&self, node: &Path) -> Option<(&SimVg, &Lv)> {
+        self.vgs.values().find_map(|vg| {
+            let lv = vg.state.lvs.values().find(|lv| {
+                let name = dm_name(&vg.state.name, &lv.name).unwrap_or_default();
+                Path::new("/dev/mapper").join(&name) == node && self.active.contains_key(&name)
+            })?;
+            Some((vg, lv))
+        })
+    }
+
+    /// The active device of that name.
+    pub(super) fn device(&self, name: &str) -> Option<DmDevice> {
+        let minor = *self.active.get(name)?;
+        let node = Path::new("/dev/mapper").join(name);
+        let (vg, lv) = self.lv_at(&node)?;
+        Some(DmDevice {
+            name: name.to_owned(),
+            uuid: format!("LVM-{}{}", vg.state.uuid.compact(), lv.uuid.compact()),
+            number: (MAJOR, minor),
+            size: lv.size,
+            node,
+        })
+    }
+
+    pub(super) fn content_mut(&mut self, node: &Path) -> Option<&mut Content> {
+        let uuid = self.lv_at(node)?.1.uuid.clone();
+        Some(self.contents.entry(uuid).or_default())
+    }
+
+    /// What an LV holds.
+    #[must_use]
+    pub fn content(&self, vg: &str, lv: &str) -> Option<&Content> {
+        let lv = self.vg(vg)?.lvs.get(&LvName::parse(lv).ok()?)?;
+        self.contents.get(&lv.uuid)
+    }
+
+    /// Puts something onto an LV behind everybody's back.
+    pub fn set_content(&mut self, vg: &str, lv: &str, content: Content) {
+        let lv = LvName::parse(lv).ok().and_then(|lv| self.vg(vg)?.lvs.get(&lv).cloned());
+        if let Some(lv) = lv {
+            self.contents.insert(lv.uuid, content);
+        }
+    }
+
+    /// Takes all tags off an LV, as an admin may.
+    pub fn drop_tags(&mut self, vg: &str, lv: &str) {
+        let Ok(lv) = LvName::parse(lv) else { return };
+        if let Some(vg) = self.vg_mut(vg) {
+            vg.state.seqno = vg.state.seqno.wrapping_add(1);
+            if let Some(lv) = vg.state.lvs.get_mut(&lv) {
+                lv.tags = crate::lvm::tag::Tags::default();
+            }
+        }
+    }
+
+    /// Takes a disk away.
+    pub fn lose_disk(&mut self, link: &Path) {
+        let Some(node) = self.disk_node(link) else { return };
+        self.disks.remove(&node);
+        for pv in self.vgs.values_mut().flat_map(|vg| vg.state.pvs.values_mut()) {
+            pv.device.take_if(|device| *device == node);
+        }
+    }
+
+    /// Writes to what is mounted or bound at a path, as a pod would.
+    ///
+    /// # Panics
+    /// When nothing is there.
+    pub fn write(&mut self, path: &Path, data: &str) {
+        let mount = self.mounts.iter().rev().find(|m| m.target == path);
+        let source = mount.map(|m| m.source.clone()).filter(|s| s.starts_with("/dev/mapper"));
+        let node = source.unwrap_or_else(|| {
+            let bound = mount.map(|m| m.root.clone()).unwrap_or_default();
+            Path::new("/dev").join(bound.strip_prefix("/").unwrap_or(&bound))
+        });
+        let Some(content) = self.content_mut(&node) else { unreachable!("nothing at {path:?}") };
+        data.clone_into(&mut content.data);
+    }
+
+    /// What was written to what is mounted or bound at a path.
+    #[must_use]
+    pub fn read(&self, path: &Path) -> Option<String> {
+        let mut copy = self.clone();
+        let mount = copy.mounts.iter().rev().find(|m| m.target == path)?;
+        let node = if mount.source.starts_with("/dev/mapper") {
+            mount.source.clone()
+        } else {
+            Path::new("/dev").join(mount.root.strip_prefix("/").ok()?)
+        };
+        copy.content_mut(&node).map(|content| content.data.clone())
+    }
+
+    /// All mounts, in order of their places.
+    #[must_use]
+    pub fn mounted(&self) -> Vec<Mounted> {
+        let row = |m: &Mount| Mounted {
+            target: m.target.clone(),
+            source: if m.source.starts_with("/dev") { m.source.clone() } else { m.root.clone() },
+            read_only: m.read_only,
+        };
+        let mut rows: Vec<_> = self.mounts.iter().map(row).collect();
+        rows.sort();
+        rows
+    }
+
+    /// Whether a block LV shows any extent that holds what others wrote.
+    #[must_use]
+    pub fn shows_old_data(&self, vg: &str, lv: &str) -> bool {
+        let Some(lv) = self.vg(vg).and_then(|vg| vg.lvs.get(&LvName::parse(lv).ok()?)) else {
+            return false;
+        };
+        let dirty = |area: &Area| {
+            let end = area.start.saturating_add(area.len);
+            (area.start..end).any(|extent| !self.clean.contains(&(area.pv.clone(), extent)))
+        };
+        lv.areas.iter().any(dirty)
+    }
+
+    /// Everything that must be the same after the same calls, however often they were cut: not
+    /// identifiers, times and places on disks.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut lines = Vec::new();
+        for vg in self.vgs.values() {
+            let state = &vg.state;
+            lines.push(format!(
+                "vg {} tags {:?} pvs {} free {}",
+                state.name,
+                state.tags,
+                state.pvs.len(),
+                state.free_extents()
+            ));
+            for lv in state.lvs.values() {
+                let layout = match &lv.layout {
+                    LvLayout::Thin { pool, origin, .. } => format!("thin in {pool} of {origin:?}"),
+                    other => format!("{other:?}"),
+                };
+                let name = dm_name(&state.name, &lv.name).unwrap_or_default();
+                let content = self.contents.get(&lv.uuid).cloned().unwrap_or_default();
+                let fs = content.superblock.map(|sb| {
+                    let own = if sb.uuid == lv.uuid.filesystem_uuid() { "own" } else { "other" };
+                    format!("{} {own} uuid {}", sb.fs, sb.size)
+                });
+                lines.push(format!(
+                    "lv {} {} {layout} tags {:?} writable {} active {} fs {fs:?} data {:?}",
+                    lv.name,
+                    lv.size,
+                    lv.tags.print(),
+                    lv.writable,
+                    self.active.contains_key(&name),
+                    content.data
+                ));
+            }
+        }
+        lines.extend(self.mounted().iter().map(|m| format!("{m:?}")));
+        lines.extend(self.paths.iter().map(|(path, kind)| format!("{} {kind:?}", path.display())));
+        lines.join("\n")
+    }
+
+    /// The filesystem on a device.
+    pub(super) fn filesystem_at(&self, node: &Path) -> Option<FsType> {
+        let uuid = &self.lv_at(node)?.1.uuid;
+        Some(self.contents.get(uuid)?.superblock?.fs)
+    }
+}
+
+impl SimVg {
+    /// Takes extents, over as many PVs at a time as there are stripes, only from `allowed` where
+    /// that names any.
+    pub(super) fn allocate(
+        &mut self,
+        count: u64,
+        stripes: u64,
+        allowed: &[Area],
+    ) -> Option<Vec<Area>> {
+        let mut pvs = self.state.pvs.clone();
+        let usable = |area: &Area| {
+            allowed.is_empty()
+                || allowed.iter().any(|a| {
+                    a.pv == area.pv
+                        && a.start <= area.start
+                        && area.start < a.start.saturating_add(a.len)
+                })
+        };
+        let mut left = count;
+        let mut taken = Vec::new();
+        while left > 0 {
+            let mut runs: Vec<Area> = pvs
+                .iter()
+                .filter_map(|(uuid, pv)| {
+                    let areas = pv.free.iter().map(|(start, len)| Area {
+                        pv: uuid.clone(),
+                        start: *start,
+                        len: *len,
+                    });
+                    let cut = areas.filter_map(|area| clip(&area, allowed)).filter(&usable);
+                    cut.max_by_key(|area| area.len)
+                })
+                .collect();
+            runs.sort_by_key(|area| std::cmp::Reverse(area.len));
+            let wanted = usize::try_from(stripes).ok()?;
+            let shortest = runs.get(wanted.checked_sub(1)?)?.len;
+            let each = shortest.min(left.div_ceil(stripes));
+            for run in runs.iter().take(wanted) {
+                let area = Area { len: each, ..run.clone() };
+                remove(pvs.get_mut(&area.pv)?, &area);
+                taken.push(area);
+            }
+            left = left.saturating_sub(each.saturating_mul(stripes));
+        }
+        self.state.pvs = pvs;
+        taken.sort();
+        Some(taken)
+    }
+
+    /// Gives extents back.
+    pub(super) fn release(&mut self, areas: &[Area]) {
+        for area in areas {
+            let Some(pv) = self.state.pvs.get_mut(&area.pv) else { continue };
+            pv.free.push((area.start, area.len));
+            pv.free.sort_unstable();
+            let mut merged: Vec<(u64, u64)> = Vec::new();
+            for (start, len) in std::mem::take(&mut pv.free) {
+                match merged.last_mut() {
+                    Some((s, l)) if s.saturating_add(*l) == start => *l = l.saturating_add(len),
+                    _ => merged.push((start, len)),
+                }
+            }
+            pv.free = merged;
+        }
+    }
+}
+
+/// The part of a run that may be taken.
+fn clip(area: &Area, allowed: &[Area]) -> Option<Area> {
+    if allowed.is_empty() {
+        return Some(area.clone());
+    }
+    let end = area.start.saturating_add(area.len);
+    allowed.iter().filter(|a| a.pv == area.pv).find_map(|a| {
+        let from = area.start.max(a.start);
+        let to = end.min(a.start.saturating_add(a.len));
+        (from < to).then(|| Area { pv: area.pv.clone(), start: from, len: to.saturating_sub(from) })
+    })
+}
+
+fn remove(pv: &mut Pv, area: &Area) {
+    let end = area.start.saturating_add(area.len);
+    let mut free = Vec::new();
+    for (start, len) in std::mem::take(&mut pv.free) {
+        let stop = start.saturating_add(len);
+        if stop <= area.start || end <= start {
+            free.push((start, len));
+            continue;
+        }
+        if start < area.start {
+            free.push((start, area.start.saturating_sub(start)));
+        }
+        if end < stop {
+            free.push((end, stop.saturating_sub(end)));
+        }
+    }
+    pv.free = free;
+}

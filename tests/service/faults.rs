@@ -1,0 +1,236 @@
+//! Every use case, cut at every effect in every way.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use cinderblock::domain::{AccessType, CapacityRange, Provisioning};
+use cinderblock::error::{ErrorKind, Result};
+use cinderblock::lvm::tag::{FsType, Usage};
+use cinderblock::names::Handle;
+use cinderblock::sim::{Fault, Mode};
+use cinderblock::units::Bytes;
+
+use crate::support::{Node, VG, cloned, mounted, restored, staging, thick, thin, volume};
+
+/// What has to be there before the call.
+type Prepare = for<'a> fn(&'a Node) -> Pin<Box<dyn Future<Output = Vec<Handle>> + 'a>>;
+/// The call.
+type Call = for<'a> fn(&'a Node, &'a [Handle]) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
+
+/// How often a caller tries again.
+const TRIES: usize = 6;
+
+/// Runs the call without a fault, then with one at each of its effects, each in a host of its own.
+async fn sweep(name: &str, prepare: Prepare, call: Call) {
+    let node = Node::ready().await;
+    let handles = prepare(&node).await;
+    node.host.arm(None);
+    call(&node, &handles).await.unwrap_or_else(|e| panic!("{name} without a fault: {e:?}"));
+    let effects = node.host.effects();
+    let host = node.end().await;
+    let wanted = host.world().summary();
+    assert!(!effects.is_empty(), "{name} has no effect");
+    for at in 0..effects.len() {
+        for mode in Mode::ALL {
+            let fault = Fault { at, mode };
+            let cut = format!("{name}, {mode:?} at {:?}", effects[at]);
+            let got = Box::pin(cut_and_repeat(&cut, prepare, call, fault)).await;
+            assert_eq!(got, wanted, "{cut}");
+        }
+    }
+}
+
+async fn cut_and_repeat(cut: &str, prepare: Prepare, call: Call, fault: Fault) -> String {
+    let mut node = Node::ready().await;
+    let handles = prepare(&node).await;
+    let before = node.host.world().vg(VG).unwrap().free_extents();
+    node.host.arm(Some(fault));
+    for attempt in 0..TRIES {
+        let result = call(&node, &handles).await;
+        if attempt == 0 {
+            if fault.mode.kills() {
+                node = node.reincarnate().await;
+            } else if let Err(error) = &result {
+                node.host.arm(None);
+                // A caller that gets a final code forgets the call: nothing may be left of it.
+                let doubt = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Pending);
+                let after = node.host.world().vg(VG).unwrap().free_extents();
+                assert!(doubt || before == after, "{cut}: {error:?} left something behind");
+                continue;
+            }
+        }
+        match result {
+            Ok(()) if attempt > 0 || !fault.mode.kills() => {
+                let host = node.end().await;
+                let summary = host.world().summary();
+                return summary;
+            }
+            Err(error) if attempt > 0 => panic!("{cut}: the repeated call fails: {error:?}"),
+            _ => {}
+        }
+    }
+    panic!("{cut}: no end after {TRIES} tries");
+}
+
+macro_rules! cases {
+    ($($name:ident: |$node:ident| $prepare:expr, |$n:ident, $handles:ident| $call:expr;)*) => {
+        $(
+            #[tokio::test(start_paused = true)]
+            async fn $name() {
+                Box::pin(sweep(
+                    stringify!($name),
+                    |$node| Box::pin(async move { $prepare }),
+                    |$n, $handles| Box::pin(async move { $call }),
+                ))
+                .await;
+            }
+        )*
+    };
+}
+
+fn block(name: &str, provisioning: Provisioning) -> cinderblock::domain::CreateVolume {
+    volume(name, provisioning, Usage::Block, 1)
+}
+
+fn fs(name: &str, provisioning: Provisioning, fs: FsType) -> cinderblock::domain::CreateVolume {
+    volume(name, provisioning, Usage::Filesystem(fs), 1)
+}
+
+async fn made(node: &Node, request: cinderblock::domain::CreateVolume) -> Handle {
+    node.create(request).await.unwrap().handle
+}
+
+/// A snapshot of a volume with data, the volume still mounted.
+async fn snapshotted(node: &Node, fs: FsType) -> Vec<Handle> {
+    let source = made(node, self::fs("pvc-0", Provisioning::Thin, fs)).await;
+    node.write(&source, mounted(fs), "before").await;
+    node.stage(&source, mounted(fs)).await.unwrap();
+    let snapshot = node.snapshot("snapshot-0", &source).await.unwrap().handle;
+    vec![source, snapshot]
+}
+
+/// A restored volume of that filesystem, not staged yet.
+async fn fresh_restore(node: &Node, fs: FsType) -> Vec<Handle> {
+    let handles = snapshotted(node, fs).await;
+    let mut request = restored("pvc-1", &handles[1], 2);
+    request.usage = Usage::Filesystem(fs);
+    vec![made(node, request).await]
+}
+
+/// A volume that is staged and published.
+async fn published(
+    node: &Node,
+    access: AccessType,
+    request: cinderblock::domain::CreateVolume,
+) -> Vec<Handle> {
+    let handle = made(node, request).await;
+    node.stage(&handle, access.clone()).await.unwrap();
+    node.publish(&handle, access, "/pods/a").await.unwrap();
+    vec![handle]
+}
+
+cases! {
+    create_thin: |_node| vec![], |node, _h| node.create(thin("pvc-1")).await.map(drop);
+    create_thick: |_node| vec![], |node, _h| node.create(thick("pvc-1")).await.map(drop);
+    create_block: |_node| vec![],
+        |node, _h| node.create(block("pvc-1", Provisioning::Thick)).await.map(drop);
+    create_with_an_odd_name: |_node| vec![],
+        |node, _h| node.create(thin("data for all")).await.map(drop);
+
+    snapshot: |node| {
+        let source = made(node, thin("pvc-0")).await;
+        node.write(&source, mounted(FsType::Ext4), "data").await;
+        vec![source]
+    }, |node, h| node.snapshot("snapshot-1", &h[0]).await.map(drop);
+
+    restore: |node| snapshotted(node, FsType::Ext4).await,
+        |node, h| node.create(restored("pvc-1", &h[1], 1)).await.map(drop);
+    restore_larger: |node| snapshotted(node, FsType::Ext4).await,
+        |node, h| node.create(restored("pvc-1", &h[1], 3)).await.map(drop);
+    clone: |node| snapshotted(node, FsType::Ext4).await,
+        |node, h| node.create(cloned("pvc-1", &h[0])).await.map(drop);
+
+    delete_thin: |node| vec![made(node, thin("pvc-1")).await],
+        |node, h| node.delete(&h[0]).await;
+    delete_thick: |node| vec![made(node, thick("pvc-1")).await],
+        |node, h| node.delete(&h[0]).await;
+    delete_the_source_of_a_snapshot: |node| {
+        let handles = snapshotted(node, FsType::Ext4).await;
+        node.unstage(&handles[0]).await.unwrap();
+        handles
+    }, |node, h| node.delete(&h[0]).await;
+    delete_a_snapshot: |node| snapshotted(node, FsType::Ext4).await,
+        |node, h| {
+            use cinderblock::domain::VolumeAgent;
+            node.agent.delete_snapshot(h[1].clone()).await.map(drop)
+        };
+
+    expand_thin: |node| vec![made(node, thin("pvc-1")).await],
+        |node, h| node.expand(&h[0], Bytes::gib(2)).await.map(drop);
+    expand_thick: |node| vec![made(node, thick("pvc-1")).await],
+        |node, h| node.expand(&h[0], Bytes::gib(2)).await.map(drop);
+    expand_thick_block: |node| {
+        let handle = made(node, block("pvc-1", Provisioning::Thick)).await;
+        node.write(&handle, AccessType::Block, "data").await;
+        vec![handle]
+    }, |node, h| node.expand(&h[0], Bytes::gib(2)).await.map(drop);
+
+    stage_a_new_ext4: |node| vec![made(node, thin("pvc-1")).await],
+        |node, h| node.stage(&h[0], mounted(FsType::Ext4)).await;
+    stage_a_new_xfs: |node| vec![made(node, fs("pvc-1", Provisioning::Thick, FsType::Xfs)).await],
+        |node, h| node.stage(&h[0], mounted(FsType::Xfs)).await;
+    stage_a_new_btrfs: |node| vec![made(node, fs("pvc-1", Provisioning::Thin, FsType::Btrfs)).await],
+        |node, h| node.stage(&h[0], mounted(FsType::Btrfs)).await;
+    stage_a_new_thin_block: |node| vec![made(node, block("pvc-1", Provisioning::Thin)).await],
+        |node, h| node.stage(&h[0], AccessType::Block).await;
+    stage_a_new_thick_block: |node| vec![made(node, block("pvc-1", Provisioning::Thick)).await],
+        |node, h| node.stage(&h[0], AccessType::Block).await;
+    stage_again: |node| {
+        let handle = made(node, thin("pvc-1")).await;
+        node.write(&handle, mounted(FsType::Ext4), "data").await;
+        vec![handle]
+    }, |node, h| node.stage(&h[0], mounted(FsType::Ext4)).await;
+    stage_a_restored_ext4: |node| fresh_restore(node, FsType::Ext4).await,
+        |node, h| node.stage(&h[0], mounted(FsType::Ext4)).await;
+    stage_a_restored_xfs: |node| fresh_restore(node, FsType::Xfs).await,
+        |node, h| node.stage(&h[0], mounted(FsType::Xfs)).await;
+    stage_a_restored_btrfs: |node| fresh_restore(node, FsType::Btrfs).await,
+        |node, h| node.stage(&h[0], mounted(FsType::Btrfs)).await;
+    stage_after_an_expansion: |node| {
+        let handle = made(node, thin("pvc-1")).await;
+        node.write(&handle, mounted(FsType::Ext4), "data").await;
+        node.expand(&handle, Bytes::gib(2)).await.unwrap();
+        vec![handle]
+    }, |node, h| node.stage(&h[0], mounted(FsType::Ext4)).await;
+
+    unstage: |node| {
+        let handle = made(node, thin("pvc-1")).await;
+        node.stage(&handle, mounted(FsType::Ext4)).await.unwrap();
+        vec![handle]
+    }, |node, h| node.unstage(&h[0]).await;
+
+    publish_a_filesystem: |node| {
+        let handle = made(node, thin("pvc-1")).await;
+        node.stage(&handle, mounted(FsType::Ext4)).await.unwrap();
+        vec![handle]
+    }, |node, h| node.publish(&h[0], mounted(FsType::Ext4), "/pods/a").await;
+    publish_a_block: |node| {
+        let handle = made(node, block("pvc-1", Provisioning::Thin)).await;
+        node.stage(&handle, AccessType::Block).await.unwrap();
+        vec![handle]
+    }, |node, h| node.publish(&h[0], AccessType::Block, "/pods/a").await;
+    unpublish_a_filesystem: |node| published(node, mounted(FsType::Ext4), thin("pvc-1")).await,
+        |node, _h| node.unpublish("/pods/a").await;
+    unpublish_a_block: |node| {
+        published(node, AccessType::Block, block("pvc-1", Provisioning::Thin)).await
+    }, |node, _h| node.unpublish("/pods/a").await;
+
+    expand_while_published: |node| {
+        let handles = published(node, mounted(FsType::Xfs), fs("pvc-1", Provisioning::Thin, FsType::Xfs)).await;
+        node.expand(&handles[0], Bytes::gib(2)).await.unwrap();
+        handles
+    }, |node, h| {
+        let range = CapacityRange { required: Some(Bytes::gib(2)), limit: None };
+        node.agent.expand_published(h[0].clone(), staging(&h[0]), range).await.map(drop)
+    };
+}

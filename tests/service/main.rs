@@ -1,0 +1,22 @@
+//! Ring 2: the agent on a simulated host with faults. For every use case, and for every effect that
+//! it has on the host: let it fail, lose its reply, or kill the agent right before or after it; then
+//! repeat the call, and demand the same end as if nothing had happened.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::assertions_on_result_states,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::tests_outside_test_module,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod behaviour;
+mod faults;
+mod setup;
+mod support;

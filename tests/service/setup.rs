@@ -1,0 +1,87 @@
+//! Backends are set up once and safely: blank disks only, cut anywhere, mended when the cause is.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cinderblock::config::Config;
+use cinderblock::sim::{Fault, Mode, SimHost, World};
+use cinderblock::units::Bytes;
+
+use crate::support::{CONFIG, Node, VG, thick, thin};
+
+fn blank() -> SimHost {
+    SimHost::new(World::with_disks(&[Bytes::gib(20), Bytes::gib(20)]))
+}
+
+#[tokio::test(start_paused = true)]
+async fn making_a_vg_and_its_pool_can_be_cut_anywhere() {
+    let host = blank();
+    let node = Node::start(&host, CONFIG);
+    node.wait_ready().await;
+    let effects = node.end().await.effects();
+    let wanted = host.world().summary();
+    assert_eq!(effects.len(), 4, "two PVs, a VG, a pool: {effects:?}");
+    for at in 0..effects.len() {
+        for mode in Mode::ALL {
+            let host = blank();
+            host.arm(Some(Fault { at, mode }));
+            let node = Node::start(&host, CONFIG);
+            if mode.kills() {
+                // It is dead somewhere on the way; the next one finds what it left.
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                let host = node.end().await;
+                host.arm(None);
+                let node = Node::start(&host, CONFIG);
+                node.wait_ready().await;
+                node.end().await;
+            } else {
+                node.wait_ready().await;
+                node.end().await;
+            }
+            assert_eq!(host.world().summary(), wanted, "{mode:?} at {}", effects[at]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_is_not_blank_is_refused_and_nothing_is_touched() {
+    let host = blank();
+    host.world().put_on_disk(Path::new("/dev/disk/by-id/disk1"), "xfs");
+    let node = Node::start(&host, CONFIG);
+    let why = node.trouble().await;
+    assert!(why.contains("/dev/disk/by-id/disk1") && why.contains("TYPE=xfs"), "{why}");
+    assert!(why.contains("nothing was touched") && why.contains("wipefs"), "{why}");
+    assert_eq!(node.host.effects(), Vec::<String>::new());
+    let error = node.create(thin("pvc-1")).await.unwrap_err();
+    assert!(error.chain().contains("not blank"), "{error:?}");
+    assert_eq!(error.kind(), cinderblock::error::ErrorKind::NoSpace);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vg_that_is_missing_says_so_until_it_is_there() {
+    let host = blank();
+    let node = Node::start(&host, "backends: [{name: fast, volumeGroup: vg0, reserve: 0%}]");
+    let why = node.trouble().await;
+    assert!(why.contains("volume group vg0 does not exist on this node"), "{why}");
+    // Somebody makes it by hand; within a minute it is found.
+    let maker = Node::start(&host, CONFIG);
+    maker.wait_ready().await;
+    maker.end().await;
+    node.wait_ready().await;
+    node.create(thick("pvc-1")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_is_listed_later_is_added() {
+    let host = blank();
+    let one = CONFIG.replace(", /dev/disk/by-id/disk1", "");
+    let node = Node::start(&host, &one);
+    node.wait_ready().await;
+    let before = host.world().vg(VG).unwrap().size();
+    node.config.send_replace(Arc::new(Config::parse(CONFIG).unwrap()));
+    let mut inventory = node.agent.inventory();
+    while host.world().vg(VG).unwrap().size() == before {
+        inventory.changed().await.unwrap();
+    }
+    assert_eq!(host.world().vg(VG).unwrap().pvs.len(), 2);
+}

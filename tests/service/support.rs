@@ -1,0 +1,207 @@
+//! An agent on a simulated host, and short words for what tests ask of it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cinderblock::agent::{Agent, Labels, Publish, Stage};
+use cinderblock::config::Config;
+use cinderblock::domain::{
+    AccessMode, AccessType, BackendState, Capability, CapacityRange, ContentSource, CreateSnapshot,
+    CreateVolume, Provisioning, Snapshot, Volume, VolumeAgent, VolumeClass,
+};
+use cinderblock::error::Result;
+use cinderblock::lvm::command::ThickLayout;
+use cinderblock::lvm::tag::{FsType, Usage};
+use cinderblock::names::{BackendName, CsiName, Handle};
+use cinderblock::sim::{SimHost, World};
+use cinderblock::units::Bytes;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub const VG: &str = "vg0";
+pub const CONFIG: &str = "
+backends:
+  - name: fast
+    volumeGroup: vg0
+    create: true
+    devices: [/dev/disk/by-id/disk0, /dev/disk/by-id/disk1]
+    thinPool: { size: 50%, overprovision: 4 }
+    reserve: 0%
+";
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Node {
+    pub agent: Agent<SimHost>,
+    pub host: SimHost,
+    pub config: watch::Sender<Arc<Config>>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Node {
+    /// An agent on a host, which it may find in any state.
+    pub fn start(host: &SimHost, config: &str) -> Self {
+        let config = watch::Sender::new(Arc::new(Config::parse(config).unwrap()));
+        let labels = watch::Sender::new(None::<Labels>);
+        let agent = Agent::new(host.clone(), config.subscribe(), labels.subscribe());
+        let stop = CancellationToken::new();
+        let (running, token) = (agent.clone(), stop.clone());
+        let task = tokio::spawn(async move { running.run(token).await });
+        Self { agent, host: host.clone(), config, stop, task }
+    }
+
+    /// A host with two blank disks, and an agent that has set up its backend there.
+    pub async fn ready() -> Self {
+        let host = SimHost::new(World::with_disks(&[Bytes::gib(20), Bytes::gib(20)]));
+        let node = Self::start(&host, CONFIG);
+        node.wait_ready().await;
+        node
+    }
+
+    pub async fn wait_ready(&self) {
+        let mut inventory = self.agent.inventory();
+        let ready = inventory.wait_for(|now| {
+            now.backends.values().any(|b| matches!(b.state, BackendState::Ready { .. }))
+        });
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(600), ready).await;
+        assert!(waited.is_ok(), "no backend is ready: {:?}", self.agent.inventory().borrow());
+    }
+
+    /// What the backend's state says.
+    pub async fn trouble(&self) -> String {
+        let mut inventory = self.agent.inventory();
+        let found = inventory
+            .wait_for(|now| {
+                now.backends.values().any(|b| matches!(b.state, BackendState::Unusable(_)))
+            })
+            .await
+            .unwrap();
+        match &found.backends.values().next().unwrap().state {
+            BackendState::Unusable(why) => why.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Ends the agent; the host stays as it is.
+    pub async fn end(self) -> SimHost {
+        self.stop.cancel();
+        self.agent.finish().await;
+        self.task.await.unwrap();
+        self.host
+    }
+
+    /// The agent dies, and another one starts on what it left.
+    pub async fn reincarnate(self) -> Self {
+        let host = self.end().await;
+        host.arm(None);
+        let node = Self::start(&host, CONFIG);
+        node.wait_ready().await;
+        node
+    }
+
+    pub async fn create(&self, request: CreateVolume) -> Result<Volume> {
+        self.agent.create_volume(request).await.map(|told| told.value)
+    }
+
+    pub async fn snapshot(&self, name: &str, source: &Handle) -> Result<Snapshot> {
+        let name = CsiName::parse(name).unwrap();
+        let request = CreateSnapshot { name, source: source.clone() };
+        self.agent.create_snapshot(request).await.map(|told| told.value)
+    }
+
+    pub async fn expand(&self, volume: &Handle, size: Bytes) -> Result<Bytes> {
+        let range = CapacityRange { required: Some(size), limit: None };
+        self.agent.expand_volume(volume.clone(), range).await.map(|told| told.value)
+    }
+
+    pub async fn delete(&self, volume: &Handle) -> Result<()> {
+        self.agent.delete_volume(volume.clone()).await.map(drop)
+    }
+
+    pub async fn stage(&self, volume: &Handle, access: AccessType) -> Result<()> {
+        let capability = Capability { access, mode: AccessMode::MultiWriter };
+        self.agent.stage(Stage { volume: volume.clone(), path: staging(volume), capability }).await
+    }
+
+    pub async fn publish(&self, volume: &Handle, access: AccessType, target: &str) -> Result<()> {
+        let capability = Capability { access, mode: AccessMode::MultiWriter };
+        let publish = Publish {
+            volume: volume.clone(),
+            staging: staging(volume),
+            target: target.into(),
+            capability,
+            read_only: false,
+        };
+        self.agent.publish_volume(publish).await
+    }
+
+    pub async fn unstage(&self, volume: &Handle) -> Result<()> {
+        self.agent.unstage(Some(volume.clone()), staging(volume)).await
+    }
+
+    pub async fn unpublish(&self, target: &str) -> Result<()> {
+        self.agent.unpublish_volume(target.into()).await
+    }
+
+    /// Stages and publishes, writes, and takes it all back.
+    pub async fn write(&self, volume: &Handle, access: AccessType, data: &str) {
+        self.stage(volume, access.clone()).await.unwrap();
+        self.publish(volume, access, "/pods/write").await.unwrap();
+        self.host.world().write(Path::new("/pods/write"), data);
+        self.unpublish("/pods/write").await.unwrap();
+        self.unstage(volume).await.unwrap();
+    }
+
+    pub async fn read(&self, volume: &Handle, access: AccessType) -> String {
+        self.stage(volume, access.clone()).await.unwrap();
+        self.publish(volume, access, "/pods/read").await.unwrap();
+        let data = self.host.world().read(Path::new("/pods/read")).unwrap();
+        self.unpublish("/pods/read").await.unwrap();
+        self.unstage(volume).await.unwrap();
+        data
+    }
+}
+
+pub fn staging(volume: &Handle) -> PathBuf {
+    PathBuf::from(format!("/staging/{}", volume.lv))
+}
+
+pub fn mounted(fs: FsType) -> AccessType {
+    AccessType::Mount { fs, options: vec![] }
+}
+
+pub fn volume(name: &str, provisioning: Provisioning, usage: Usage, gib: u64) -> CreateVolume {
+    CreateVolume {
+        name: CsiName::parse(name).unwrap(),
+        range: CapacityRange { required: Some(Bytes::gib(gib)), limit: None },
+        class: VolumeClass {
+            backend: Some(BackendName::parse("fast").unwrap()),
+            provisioning: Some(provisioning),
+            layout: ThickLayout::Linear,
+        },
+        usage,
+        source: None,
+        claim: None,
+    }
+}
+
+pub fn thin(name: &str) -> CreateVolume {
+    volume(name, Provisioning::Thin, Usage::Filesystem(FsType::Ext4), 1)
+}
+
+pub fn thick(name: &str) -> CreateVolume {
+    volume(name, Provisioning::Thick, Usage::Filesystem(FsType::Ext4), 1)
+}
+
+pub fn restored(name: &str, snapshot: &Handle, gib: u64) -> CreateVolume {
+    CreateVolume {
+        source: Some(ContentSource::Snapshot(snapshot.clone())),
+        range: CapacityRange { required: Some(Bytes::gib(gib)), limit: None },
+        ..thin(name)
+    }
+}
+
+pub fn cloned(name: &str, volume: &Handle) -> CreateVolume {
+    CreateVolume { source: Some(ContentSource::Volume(volume.clone())), ..thin(name) }
+}
