@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 
 /// The project's own commands.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", disable_help_subcommand = true)]
+#[command(name = "xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -31,7 +31,33 @@ fn main() -> ExitCode {
         Command::Lab(arguments) => lab::run(&arguments),
     };
     done.unwrap_or_else(|error| {
+        // Whoever read our output has seen enough.
+        if error.chain().any(is_closed_pipe) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn is_closed_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+        let words = "xtask lab --name x exec node1 -- lvs -a";
+        Arguments::try_parse_from(words.split(' ')).unwrap();
+        let words = "xtask lab kubectl get pods -A -o wide --watch";
+        Arguments::try_parse_from(words.split(' ')).unwrap();
+        Arguments::try_parse_from(["xtask", "lab", "run"]).unwrap_err();
+    }
 }

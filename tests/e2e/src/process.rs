@@ -23,14 +23,23 @@ pub struct ProcessId {
 struct Stat {
     state: char,
     parent: i32,
+    threads: u32,
     started: u64,
+}
+
+impl Stat {
+    /// True when nothing of the process runs any more. A zombie whose other threads are still on
+    /// their way out holds its files and ports.
+    fn is_over(&self) -> bool {
+        self.state == 'X' || (self.state == 'Z' && self.threads <= 1)
+    }
 }
 
 impl ProcessId {
     /// The process that has this pid now; none when there is none or it is a zombie.
     #[must_use]
     pub fn of(pid: i32) -> Option<Self> {
-        let stat = stat(pid).filter(|stat| !matches!(stat.state, 'Z' | 'X'))?;
+        let stat = stat(pid).filter(|stat| !stat.is_over())?;
         let machine_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         Some(Self { pid, started: stat.started, machine_boot: machine_boot.trim().to_owned() })
     }
@@ -101,9 +110,10 @@ fn parse_stat(line: &str) -> Option<Stat> {
     let mut fields = line.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
-    // Field 22 of the line; the state is field 3.
-    let started = fields.nth(17)?.parse().ok()?;
-    Some(Stat { state, parent, started })
+    // Fields 20 and 22 of the line; the state is field 3.
+    let threads = fields.nth(15)?.parse().ok()?;
+    let started = fields.nth(1)?.parse().ok()?;
+    Some(Stat { state, parent, threads, started })
 }
 
 #[cfg(test)]
@@ -114,8 +124,10 @@ mod tests {
     #[test]
     fn stat_with_an_evil_name() {
         let line = "42 (a) b ( c) S 7 42 42 0 -1 4194560 1 0 0 0 2 3 0 0 20 0 1 0 9876 1 2 3";
-        let want = Stat { state: 'S', parent: 7, started: 9876 };
+        let want = Stat { state: 'S', parent: 7, threads: 1, started: 9876 };
         assert_eq!(parse_stat(line), Some(want));
+        let zombie = |threads| Stat { state: 'Z', parent: 7, threads, started: 1 };
+        assert!(zombie(1).is_over() && !zombie(2).is_over());
         assert_eq!(parse_stat("nonsense"), None);
     }
 

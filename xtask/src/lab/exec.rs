@@ -21,7 +21,7 @@ pub(super) struct Arguments {
     #[arg(long, default_value_t = 3600)]
     timeout: u64,
     /// The program and its arguments
-    #[arg(last = true, required = true)]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     command: Vec<String>,
 }
 

@@ -35,12 +35,18 @@ pub(super) fn run(which: &Which, arguments: &Arguments) -> Result<ExitCode> {
     let folder = lab.dir().join("log");
     let logs = logs(&folder)?;
     let Some(what) = &arguments.what else {
+        let mut out = std::io::stdout().lock();
         for log in &logs {
-            println!("{:>12}  {}", log.metadata()?.len(), name(log));
+            writeln!(out, "{:>12}  {}", log.metadata()?.len(), name(log))?;
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let found: Vec<_> = logs.iter().filter(|log| name(log).contains(what)).collect();
+    // Of the boot before, so shown by its whole name alone.
+    let old = |log: &Path| name(log).ends_with(".1");
+    let found: Vec<_> = logs
+        .iter()
+        .filter(|log| name(log).contains(what) && (!old(log) || &name(log) == what))
+        .collect();
     let exact = found.iter().find(|log| [what.clone(), format!("{what}.log")].contains(&name(log)));
     match (exact, found.as_slice()) {
         (Some(log), _) | (None, [log]) => show(log, arguments)?,

@@ -11,7 +11,7 @@ use super::{Which, passed_on};
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// The program and its arguments
-    #[arg(last = true, required = true)]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     command: Vec<String>,
 }
 

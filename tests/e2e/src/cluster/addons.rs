@@ -16,22 +16,23 @@ const DEPLOYMENTS: [&str; 2] = ["coredns", "snapshot-controller"];
 const TIMEOUT: Duration = Duration::from_mins(3);
 
 impl Cluster {
-    /// Creates the objects; nothing is waited for.
-    pub(super) fn apply_addons(&self) -> Result<()> {
+    /// Creates what needs no node.
+    pub(super) fn apply_snapshot_api(&self) -> Result<()> {
         let crds = text(&self.tools.crds());
         let words = ["apply", "--server-side", "--force-conflicts", "-f", &crds];
-        self.kubectl_text(&words).context("installing the snapshot API")?;
-        self.apply(&manifests()).context("installing DNS and the snapshot controller")
+        self.kubectl_text(&words).map(drop).context("installing the snapshot API")
     }
 
-    /// Waits until the pods run.
-    pub(super) fn wait_for_addons(&self) -> Result<()> {
+    /// Creates what runs in pods and waits until it does. The nodes should be Ready: the first one
+    /// would get all pods.
+    pub(super) fn run_addons(&self) -> Result<()> {
         let start = Instant::now();
+        self.apply(&manifests()).context("installing DNS and the snapshot controller")?;
         for name in DEPLOYMENTS {
             self.wait_for_deployment("kube-system", name, TIMEOUT)?;
         }
         let seconds = start.elapsed().as_secs_f32();
-        self.say(&format!("DNS and snapshot controller ready, waited {seconds:.1} s"));
+        self.say(&format!("DNS and snapshot controller ready after {seconds:.1} s"));
         Ok(())
     }
 }

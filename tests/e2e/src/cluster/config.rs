@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::control_plane::PODS;
 use super::options::Options;
 use super::paths::{Paths, text};
+use super::service::Service;
 use crate::images::PAUSE;
 use crate::netns::pod_subnet;
 use crate::pki::Pki;
@@ -19,19 +20,19 @@ pub(super) const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Where Debian has the CNI plugins.
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 
-/// Every file of a node: name and text.
+/// Every file of a node: name, text, and the service that reads it at its start.
 pub(super) fn files(
     options: &Options,
     spec: &NodeSpec,
     paths: &Paths,
     pki: &Pki,
-) -> [(&'static str, String); 4] {
+) -> [(&'static str, String, Service); 4] {
     let folder = paths.node(&spec.name);
     [
-        ("containerd.toml", containerd(&text(&folder.join("cni")))),
-        ("cni/10-lab.conflist", pretty(&cni(spec))),
-        ("kubelet.json", pretty(&kubelet(options, spec, pki))),
-        ("kube-proxy.json", pretty(&kube_proxy(options, spec, pki))),
+        ("containerd.toml", containerd(&text(&folder.join("cni"))), Service::Containerd),
+        ("cni/10-lab.conflist", pretty(&cni(spec)), Service::Containerd),
+        ("kubelet.json", pretty(&kubelet(options, spec, pki)), Service::Kubelet),
+        ("kube-proxy.json", pretty(&kube_proxy(options, spec, pki)), Service::KubeProxy),
     ]
 }
 

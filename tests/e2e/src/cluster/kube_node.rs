@@ -58,18 +58,17 @@ impl Cluster {
         self.start_service(node, Service::KubeProxy)
     }
 
-    /// Waits until the API server knows this very boot of the node as Ready.
+    /// Waits until the API server knows this very boot of the node as Ready, by word of the kubelet
+    /// that runs now.
     pub(super) fn wait_for_node(&self, node: &Node) -> Result<()> {
         let start = Instant::now();
         let boot = node
             .exec(["cat", "/proc/sys/kernel/random/boot_id"])
             .text()
             .context("reading the boot's number")?;
+        let since = self.kubelet_since(node)?.unwrap_or_default();
         let object = Object::new("node", node.name());
-        let ready = |it: &Value| {
-            it["status"]["nodeInfo"]["bootID"] == boot.as_str()
-                && condition(it, "Ready") == Some(true)
-        };
+        let ready = |it: &Value| is_ready(it, &boot, &since);
         let waited = self.wait_for(&object, "Ready", READY_TIMEOUT, ready);
         waited.map_err(|error| match self.check_services(node) {
             Ok(()) => error,
@@ -78,5 +77,35 @@ impl Cluster {
         let seconds = start.elapsed().as_secs_f32();
         self.say(&format!("{}: Ready, waited {seconds:.1} s", node.name()));
         Ok(())
+    }
+}
+
+fn is_ready(node: &Value, boot: &str, since: &str) -> bool {
+    let conditions = node["status"]["conditions"].as_array();
+    let ready = conditions.and_then(|all| all.iter().find(|it| it["type"] == "Ready"));
+    let heartbeat = ready.and_then(|it| it["lastHeartbeatTime"].as_str());
+    // Such times sort as text.
+    node["status"]["nodeInfo"]["bootID"] == boot
+        && condition(node, "Ready") == Some(true)
+        && heartbeat.is_some_and(|heartbeat| heartbeat >= since)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_old_word_is_not_taken() {
+        let node = json!({"status": {
+            "nodeInfo": {"bootID": "b"},
+            "conditions": [
+                {"type": "Ready", "status": "True", "lastHeartbeatTime": "2030-01-02T03:04:05Z"},
+            ],
+        }});
+        assert!(is_ready(&node, "b", "") && is_ready(&node, "b", "2030-01-02T03:04:05Z"));
+        assert!(!is_ready(&node, "b", "2030-01-02T03:04:06Z"));
+        assert!(!is_ready(&node, "a", "") && !is_ready(&Value::Null, "b", ""));
     }
 }

@@ -27,6 +27,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use serde::{Deserialize, Serialize};
 
 pub use client::KUBECTL_TIMEOUT;
 pub use namespace::Namespace;
@@ -52,6 +53,14 @@ pub struct Cluster {
     paths: Paths,
     pki: Pki,
     tools: Tools,
+}
+
+/// What a cluster was last brought up with.
+#[derive(Debug, Serialize, Deserialize)]
+struct Saved {
+    options: Options,
+    /// Those of this checkout may be others meanwhile.
+    tools: PathBuf,
 }
 
 impl Cluster {
@@ -92,12 +101,12 @@ impl Cluster {
     }
 
     fn attached(lab: &Lab) -> Result<Self> {
-        let options: Option<Options> = read_json(&Paths::of(lab).options())?;
-        let options = options.with_context(|| {
+        let saved: Option<Saved> = read_json(&Paths::of(lab).saved())?;
+        let Saved { options, tools } = saved.with_context(|| {
             let dir = lab.dir().display();
             format!("the cluster {} is not up in {dir}: bring it up first", lab.name())
         })?;
-        Self::new(options, Tools::locate()?)
+        Self::new(options, Tools::at(&tools))
     }
 
     fn new(options: Options, tools: Tools) -> Result<Self> {
@@ -176,17 +185,18 @@ impl Cluster {
             .map(|spec| (spec.name.as_str(), crate::netns::node_address(spec.index)))
             .collect();
         self.pki.ensure(&nodes)?;
-        write_json(&self.paths.options(), &self.options)?;
+        let tools = self.tools.dir().to_owned();
+        write_json(&self.paths.saved(), &Saved { options: self.options.clone(), tools })?;
         let indices: Vec<_> = specs.iter().map(|spec| spec.index).collect();
         self.lab.net().up(&indices)?;
         thread::scope(|scope| {
             let control_plane = scope.spawn(|| {
                 self.start_control_plane()?;
-                self.apply_addons()
+                self.apply_snapshot_api()
             });
             let prepared = self.lab.up(&specs).and_then(|nodes| {
                 in_parallel(&nodes, |node| {
-                    self.write_node_files(node)?;
+                    self.configure(node)?;
                     image_store::plant(node, &images.seed)?;
                     self.start_service(node, Service::Containerd)
                 })?;
@@ -203,7 +213,7 @@ impl Cluster {
                 self.import(node, &archives)?;
                 self.wait_for_node(node)
             })?;
-            self.wait_for_addons()
+            self.run_addons()
         })
     }
 

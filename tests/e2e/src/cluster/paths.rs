@@ -23,8 +23,8 @@ impl Paths {
     }
 
     /// What the cluster was last brought up with.
-    pub(super) fn options(&self) -> PathBuf {
-        self.state.join("options.json")
+    pub(super) fn saved(&self) -> PathBuf {
+        self.state.join("cluster.json")
     }
 
     /// Certificates and kubeconfigs.

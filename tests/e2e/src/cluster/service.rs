@@ -60,22 +60,28 @@ struct Started {
     pids: BTreeMap<Service, i32>,
     /// Those that were ever started in this boot.
     begun: BTreeSet<Service>,
+    /// When the kubelet was started last.
+    #[serde(default)]
+    kubelet_since: Option<String>,
 }
 
 impl Cluster {
-    /// Writes the configuration files of a node's services.
-    pub(super) fn write_node_files(&self, node: &Node) -> Result<()> {
+    /// Writes the configuration files of a node's services, and ends those that run with others.
+    pub(super) fn configure(&self, node: &Node) -> Result<()> {
         let folder = self.paths.node(node.name());
-        for (name, text) in config::files(&self.options, node.spec(), &self.paths, &self.pki) {
+        for (name, text, service) in
+            config::files(&self.options, node.spec(), &self.paths, &self.pki)
+        {
             let file = folder.join(name);
+            if fs::read_to_string(&file).ok().as_ref() == Some(&text) {
+                continue;
+            }
             let write = || -> std::io::Result<()> {
                 fs::create_dir_all(file.parent().unwrap_or(Path::new("/")))?;
-                if fs::read_to_string(&file).ok().as_ref() != Some(&text) {
-                    fs::write(&file, &text)?;
-                }
-                Ok(())
+                fs::write(&file, &text)
             };
             write().with_context(|| format!("writing {}", file.display()))?;
+            self.stop_service(node, service)?;
         }
         Ok(())
     }
@@ -88,12 +94,20 @@ impl Cluster {
         if self.service_pid(node, service)?.is_none() {
             let log = self.service_log(node, service);
             self.rotate(node, service, &log)?;
+            let since = match service {
+                Service::Kubelet => Some(now(node)?),
+                Service::Containerd | Service::KubeProxy => None,
+            };
             let spawned = node
                 .exec(self.service_words(node, service))
                 .env("PATH", &self.node_path())
                 .spawn(&log)
                 .with_context(|| format!("starting {service}"))?;
-            self.remember(node, service, Some(spawned.pid))?;
+            self.remember(node, |started| {
+                started.pids.insert(service, spawned.pid);
+                started.begun.insert(service);
+                started.kubelet_since = since.or(started.kubelet_since.take());
+            })?;
         }
         if service == Service::Containerd { self.wait_for_containerd(node) } else { Ok(()) }
     }
@@ -110,7 +124,9 @@ impl Cluster {
             let name = node.name();
             ensure!(state != ProcessState::Running, "{service} of node {name} survives SIGKILL");
         }
-        self.remember(node, service, None)
+        self.remember(node, |started| {
+            started.pids.remove(&service);
+        })
     }
 
     /// The process id of a service in its guest while it runs.
@@ -124,6 +140,13 @@ impl Cluster {
             return Ok(None);
         };
         Ok((node.spawned(pid).state()? == ProcessState::Running).then_some(pid))
+    }
+
+    /// When the kubelet of this boot was started last, as Kubernetes writes a time.
+    pub(super) fn kubelet_since(&self, node: &Node) -> Result<Option<String>> {
+        let boot = node.boot_token()?;
+        let started = self.started(node)?.filter(|started| started.boot == boot);
+        Ok(started.and_then(|started| started.kubelet_since))
     }
 
     /// Fails when a service of the node does not run any more.
@@ -211,17 +234,16 @@ impl Cluster {
         read_json(&self.paths.node(node.name()).join("services.json"))
     }
 
-    fn remember(&self, node: &Node, service: Service, pid: Option<i32>) -> Result<()> {
+    fn remember(&self, node: &Node, change: impl FnOnce(&mut Started)) -> Result<()> {
         let boot = node.boot_token()?;
         let mut started = self.started(node)?.filter(|it| it.boot == boot).unwrap_or_default();
         started.boot = boot;
-        match pid {
-            Some(pid) => {
-                started.begun.insert(service);
-                started.pids.insert(service, pid)
-            }
-            None => started.pids.remove(&service),
-        };
+        change(&mut started);
         write_json(&self.paths.node(node.name()).join("services.json"), &started)
     }
+}
+
+/// The guest's time, as Kubernetes writes it.
+fn now(node: &Node) -> Result<String> {
+    node.exec(["date", "-u", "+%Y-%m-%dT%H:%M:%SZ"]).text()
 }

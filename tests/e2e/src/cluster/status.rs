@@ -61,6 +61,9 @@ impl Cluster {
     fn ready_nodes(&self) -> Option<Vec<(String, bool)>> {
         let words = ["get", "nodes", "-o", "json", "--request-timeout=5s"];
         let output = self.kubectl_within(&words, Duration::from_secs(8)).ok()?;
+        if !output.status.success() {
+            return None;
+        }
         let list: Value = serde_json::from_slice(&output.stdout).ok()?;
         let node = |node: &Value| {
             let name = node["metadata"]["name"].as_str()?.to_owned();

@@ -19,6 +19,9 @@ pub const PAUSE: &str = "registry.k8s.io/pause:3.10.1";
 /// take `timeout 5 wget`.
 pub const BUSYBOX: &str = "docker.io/library/busybox:1.37";
 
+/// A command for a pod of busybox that does nothing, and ends at once when it is told to.
+pub const IDLE: [&str; 3] = ["sh", "-c", "trap exit TERM; sleep 36000 & wait"];
+
 /// Who does not start as root.
 const NOBODY: &str = "65532:65532";
 

@@ -29,6 +29,8 @@ fn command(go: &Go, module: Module) -> Command {
     command
         .current_dir(folder(module))
         .env("GOTOOLCHAIN", go.toolchain)
+        // Would be that of another Go.
+        .env_remove("GOROOT")
         .env("CGO_ENABLED", "0")
         .env("GOWORK", "off")
         .env("GOFLAGS", "")

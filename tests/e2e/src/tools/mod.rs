@@ -33,6 +33,11 @@ impl Tools {
         Ok(Self { dir: cache()?.join(format!("tools-{}", catalog::key())) })
     }
 
+    /// Those in this folder.
+    pub(crate) fn at(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
     /// The folder of everything.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -134,13 +139,11 @@ fn build_missing(tools: &Tools, names: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    say(&format!(
-        "building {} of the lab's {} tools into {}: with nothing in Go's build cache all take 15 to \
-         20 minutes on two cores, and this happens once",
-        missing.len(),
-        TOOLS.len(),
-        tools.dir.display()
-    ));
+    let names: Vec<_> = missing.iter().map(|tool| tool.name).collect();
+    say(&format!("building {} into {}, once", names.join(", "), tools.dir.display()));
+    if names.len() > TOOLS.len() / 2 {
+        say("with nothing in Go's build cache this takes 15 to 20 minutes on two cores");
+    }
     let go = go::find(&cache()?)?;
     let start = Instant::now();
     for (number, tool) in missing.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cinderblock_lab::cluster::condition;
-use cinderblock_lab::images::BUSYBOX;
+use cinderblock_lab::images::{BUSYBOX, IDLE};
 use cinderblock_lab::oci::{Image, Layer};
 use cinderblock_lab::{Cluster, Namespace};
 use serde_json::json;
@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(90);
 
 /// Serves its host's name, which is the pod's.
 const WEB: &str = "echo hello from $HOSTNAME; mkdir /www; hostname > /www/name; \
-    exec httpd -f -p 8080 -h /www";
+    trap exit TERM; httpd -f -p 8080 -h /www & wait";
 
 pub(crate) fn pods(cluster: &Cluster) -> Result<()> {
     let test = cluster.namespace("pods")?;
@@ -94,7 +94,7 @@ pub(crate) fn token(cluster: &Cluster) -> Result<()> {
             "containers": [{
                 "name": "main",
                 "image": BUSYBOX,
-                "command": ["sleep", "3600"],
+                "command": IDLE,
                 "volumeMounts": [{ "name": "token", "mountPath": "/var/run/token" }],
             }],
             "volumes": [{

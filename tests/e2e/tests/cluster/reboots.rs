@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use cinderblock_lab::cluster::condition;
-use cinderblock_lab::images::BUSYBOX;
+use cinderblock_lab::images::{BUSYBOX, IDLE};
 use cinderblock_lab::{Cluster, Namespace};
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ pub(crate) fn reboots(cluster: &Cluster) -> Result<()> {
                     "nodeSelector": { "kubernetes.io/hostname": "node2" },
                     "terminationGracePeriodSeconds": 1,
                     "containers": [
-                        { "name": "main", "image": BUSYBOX, "command": ["sleep", "36000"] },
+                        { "name": "main", "image": BUSYBOX, "command": IDLE },
                     ],
                 },
             },
