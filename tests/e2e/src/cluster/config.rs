@@ -122,7 +122,8 @@ fn kubelet(options: &Options, spec: &NodeSpec, pki: &Pki) -> Value {
         // Images come from archives alone.
         "imageMaximumGCAge": "0s",
         "runtimeRequestTimeout": "5m",
-        "nodeStatusUpdateFrequency": "10s",
+        // How long it takes until a kubelet that was started again is heard.
+        "nodeStatusUpdateFrequency": "4s",
         "volumeStatsAggPeriod": "10s",
         "featureGates": options.feature_gates,
     })
