@@ -1,6 +1,7 @@
 //! The device of an LV: whether it is active, as what, and who uses it. LVM is run only to activate
 //! what the host did not.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Agent;
@@ -8,8 +9,9 @@ use super::blocking::within;
 use super::carry_out::own_lv;
 use super::store::Vg;
 use crate::error::{Error, Result};
-use crate::host::Host;
 use crate::host::dm::DmDevice;
+use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::{Host, PathKind};
 use crate::lvm::command::Change;
 use crate::lvm::state::{Lv, VgState};
 use crate::names::{LvName, dm_name};
@@ -75,6 +77,21 @@ impl<H: Host> Agent<H> {
         }
     }
 
+    /// A mount of the device's node anywhere: a block volume that is published.
+    pub(super) async fn bound_node(
+        &self,
+        mounts: &MountTable,
+        device: &DmDevice,
+    ) -> Result<Option<Mount>> {
+        let (mounts, device) = (mounts.clone(), device.clone());
+        let what = format!("device {}", device.name);
+        within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
+            bound_node(host, &mounts, &device)
+        })
+        .await?
+        .map_err(|e| Error::host(format!("cannot look up where {what} is published")).because(e))
+    }
+
     /// Who uses an LV: mounts, and whoever else has its device open. Empty when nobody does.
     async fn who_uses(&self, state: &VgState, lv: &LvName) -> Result<Vec<String>> {
         let Some(found) = state.lvs.get(lv) else { return Ok(vec![]) };
@@ -82,6 +99,9 @@ impl<H: Host> Agent<H> {
         let what = format!("device {}", device.name);
         within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
             let mounts = host.mounts()?;
+            if let Some(bound) = bound_node(host, &mounts, &device)? {
+                return Ok(vec![format!("{MOUNTED} {} as a device", bound.target.display())]);
+            }
             let mut users: Vec<String> = mounts
                 .iter()
                 .filter(|m| m.device == device.number || m.source == device.node)
@@ -98,4 +118,21 @@ impl<H: Host> Agent<H> {
             Error::host(format!("cannot look up who uses {what}")).because(e)
         })
     }
+}
+
+/// A mount whose root has the name of the device's node, and at which that very device is.
+fn bound_node<H: Host>(
+    host: &H,
+    mounts: &MountTable,
+    device: &DmDevice,
+) -> std::io::Result<Option<Mount>> {
+    let by_number = PathBuf::from(format!("dm-{}", device.number.1));
+    let names = [device.node.file_name(), by_number.file_name()];
+    for mount in mounts.iter().filter(|m| m.root != Path::new("/")) {
+        let fits = names.contains(&mount.root.file_name());
+        if fits && host.path_kind(&mount.target)? == PathKind::BlockDevice(device.number) {
+            return Ok(Some(mount.clone()));
+        }
+    }
+    Ok(None)
 }

@@ -51,7 +51,7 @@ impl<H: Host> Agent<H> {
         let lv = LvName::for_volume(&request.name);
         let _guard = self.0.guards.lv(&vg.uuid, &lv)?;
         // Its source must not be formatted, grown or removed meanwhile.
-        let source = request.source.as_ref().map(|s| s.handle().lv.clone());
+        let source = request.source.as_ref().map(|s| s.handle().lv.clone()).filter(|s| *s != lv);
         let _source = source.map(|source| self.0.guards.source(&vg.uuid, &source)).transpose()?;
         let state =
             self.carry_out(&vg, |state, rules| plan::create::plan(state, rules, &request)).await?;

@@ -64,6 +64,20 @@ fn direct(device: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Writes to a device and waits until it is on the medium. Whoever reads the device through the page
+/// cache sees it as well.
+///
+/// # Errors
+/// What the kernel says; some of it may be written then.
+pub fn write(device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(device)?;
+    if !file.metadata()?.file_type().is_block_device() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a block device"));
+    }
+    file.write_all_at(bytes, offset)?;
+    file.sync_all()
+}
+
 /// Makes a range read as zeroes, by the device's own means where it has them. Returns when that is
 /// on the medium.
 ///

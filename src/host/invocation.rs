@@ -29,8 +29,6 @@ pub enum Program {
     XfsAdmin,
     /// `btrfs`
     Btrfs,
-    /// `btrfstune`
-    Btrfstune,
 }
 
 /// Whether a call may be given up.
@@ -55,7 +53,7 @@ pub struct Invocation {
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 11] = [
         Self::Lvm,
         Self::Blkid,
         Self::MkfsExt4,
@@ -67,7 +65,6 @@ impl Program {
         Self::XfsGrowfs,
         Self::XfsAdmin,
         Self::Btrfs,
-        Self::Btrfstune,
     ];
 
     /// The name of its file.
@@ -85,7 +82,6 @@ impl Program {
             Self::XfsGrowfs => "xfs_growfs",
             Self::XfsAdmin => "xfs_admin",
             Self::Btrfs => "btrfs",
-            Self::Btrfstune => "btrfstune",
         }
     }
 
@@ -97,7 +93,7 @@ impl Program {
             Self::Blkid => "util-linux",
             Self::MkfsExt4 | Self::E2fsck | Self::Resize2fs | Self::Tune2fs => "e2fsprogs",
             Self::MkfsXfs | Self::XfsGrowfs | Self::XfsAdmin => "xfsprogs",
-            Self::MkfsBtrfs | Self::Btrfs | Self::Btrfstune => "btrfs-progs",
+            Self::MkfsBtrfs | Self::Btrfs => "btrfs-progs",
         }
     }
 }

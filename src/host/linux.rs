@@ -51,6 +51,10 @@ impl Host for Linux {
         block::read(device, offset, len)
     }
 
+    fn write_device(&self, device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        block::write(device, offset, bytes)
+    }
+
     fn zero_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<()> {
         block::zero(device, offset, len)
     }

@@ -87,6 +87,12 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// When not all of it can be read.
     fn read_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>>;
 
+    /// Writes to a device, and waits until it is on the medium.
+    ///
+    /// # Errors
+    /// When that is not so for all of it.
+    fn write_device(&self, device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
     /// Makes a range of a device read as zeroes.
     ///
     /// # Errors

@@ -4,6 +4,8 @@
 //! The facts are those of lvm2's `lib/label/label.h`, `format_text/layout.h` and `misc/crc.c`,
 //! unchanged since 2002: it is the only disk format that `vgcreate` makes.
 
+use crc::{Algorithm, Crc};
+
 use crate::names::LvmUuid;
 
 /// How much of a PV to read for [`PvLabel::parse`]: the four sectors that may hold a label.
@@ -15,7 +17,17 @@ pub const TEXT_BYTES_MAX: u64 = 64 << 20;
 
 const SECTOR: u64 = 512;
 const SECTOR_LEN: usize = 512;
-const CRC_INITIAL: u32 = 0xf597_a6cf;
+/// LVM's checksum: the usual polynomial, another start, no inversion at the end.
+const CRC: Crc<u32> = Crc::<u32>::new(&Algorithm {
+    width: 32,
+    poly: 0x04c1_1db7,
+    init: 0xf597_a6cf_u32.reverse_bits(),
+    refin: true,
+    refout: true,
+    xorout: 0,
+    check: 0,
+    residue: 0,
+});
 const AREA_MAGIC: &[u8] = b" LVM2 x[5A%r0N*>";
 /// `RAW_LOCN_IGNORED`: the area is kept but not used (`--metadataignore`).
 const FLAG_IGNORED: u32 = 1;
@@ -70,11 +82,8 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     bytes.get(at..)?.first_chunk().map(|b| u64::from_le_bytes(*b))
 }
 
-/// LVM's CRC: the usual polynomial, another start, no inversion at the end.
-fn crc(bytes: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new_with_initial(!CRC_INITIAL);
-    hasher.update(bytes);
-    !hasher.finalize()
+pub(crate) fn crc(bytes: &[u8]) -> u32 {
+    CRC.checksum(bytes)
 }
 
 impl PvLabel {

@@ -203,6 +203,19 @@ impl Host for SimHost {
         Ok(bytes)
     }
 
+    fn write_device(&self, device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.effect(format!("write {} {offset} {}", device.display(), bytes.len()), |world| {
+            let content = world.content_mut(device).ok_or_else(|| not_found(device))?;
+            let mut head = content.superblock.as_ref().map(superblock::print).unwrap_or_default();
+            let at = usize::try_from(offset).map_err(io::Error::other)?;
+            if let Some(room) = head.get_mut(at..).and_then(|rest| rest.get_mut(..bytes.len())) {
+                room.copy_from_slice(bytes);
+                content.superblock = superblock::parse(&head);
+            }
+            Ok(())
+        })
+    }
+
     fn zero_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<()> {
         self.effect(format!("zero {} {offset} {len}", device.display()), |world| {
             let (vg, lv) = world.lv_at(device).ok_or_else(|| not_found(device))?;

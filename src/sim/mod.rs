@@ -4,6 +4,12 @@
 //!
 //! It never decides anything for the driver: what the driver does not do is not done.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    reason = "a simulation that goes wrong shall stop the test"
+)]
+
 mod fault;
 mod host;
 mod lvm;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use super::world::{Holds, SimVg, World};
+use crate::lvm::label::crc;
 use crate::lvm::state::{Lv, LvLayout};
 use crate::names::LvmUuid;
 
@@ -143,7 +144,7 @@ pub(super) fn pv_image(world: &World, pv: &LvmUuid) -> Vec<u8> {
     if let Some(vg) = vg {
         // Each commit moves the text on in the ring, sometimes over its end.
         let ring = AREA_SIZE.saturating_sub(512);
-        let at = (vg.state.seqno.wrapping_mul(36_864) % ring) / 512 * 512;
+        let at = vg.state.seqno.wrapping_mul(36_864).checked_rem(ring).unwrap_or_default() & !511;
         let offset = at.saturating_add(512);
         let size = u64::try_from(text.len()).unwrap_or_default();
         put(&mut header, 40, &offset.to_le_bytes());
@@ -182,12 +183,6 @@ fn put(into: &mut [u8], at: usize, bytes: &[u8]) {
     if let Some(room) = into.get_mut(at..).and_then(|rest| rest.get_mut(..bytes.len())) {
         room.copy_from_slice(bytes);
     }
-}
-
-fn crc(bytes: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new_with_initial(!0xf597_a6cf);
-    hasher.update(bytes);
-    !hasher.finalize()
 }
 
 fn list<'a>(items: impl IntoIterator<Item = &'a str>) -> String {

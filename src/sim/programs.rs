@@ -40,7 +40,6 @@ pub(super) fn run(world: &mut World, call: &Invocation) -> Completed {
             _ => answer(8, "", "Bad magic number in super-block"),
         },
         Program::Tune2fs | Program::XfsAdmin => set_uuid(world, device, after("-U")),
-        Program::Btrfstune => set_uuid(world, device, after("-M")),
         Program::Resize2fs => grow(world, device),
         Program::XfsGrowfs | Program::Btrfs => {
             let source = world.mounts.iter().rev().find(|m| m.target == device);

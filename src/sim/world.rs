@@ -91,10 +91,10 @@ impl World {
 
     /// Puts something on a disk that a probe finds.
     pub fn put_on_disk(&mut self, link: &Path, what: &str) {
-        if let Some(node) = self.disk_node(link) {
-            if let Some(disk) = self.disks.get_mut(&node) {
-                disk.holds = Holds::Something(what.to_owned());
-            }
+        if let Some(node) = self.disk_node(link)
+            && let Some(disk) = self.disks.get_mut(&node)
+        {
+            disk.holds = Holds::Something(what.to_owned());
         }
     }
 

@@ -235,10 +235,10 @@ async fn futures_join<T>(calls: impl Iterator<Item = impl Future<Output = T>>) -
     let mut done: Vec<Option<T>> = calls.iter().map(|_| None).collect();
     std::future::poll_fn(|cx| {
         for (call, slot) in calls.iter_mut().zip(&mut done) {
-            if slot.is_none() {
-                if let std::task::Poll::Ready(value) = call.as_mut().poll(cx) {
-                    *slot = Some(value);
-                }
+            if slot.is_none()
+                && let std::task::Poll::Ready(value) = call.as_mut().poll(cx)
+            {
+                *slot = Some(value);
             }
         }
         if done.iter().all(Option::is_some) {

@@ -5,6 +5,12 @@
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::as_conversions,
+    clippy::doc_markdown,
+    clippy::duration_suboptimal_units,
+    clippy::needless_range_loop,
+    clippy::single_match_else,
+    clippy::type_complexity,
+    clippy::wildcard_enum_match_arm,
     clippy::assertions_on_result_states,
     clippy::indexing_slicing,
     clippy::panic,

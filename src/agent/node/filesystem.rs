@@ -8,6 +8,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::super::Agent;
 use super::super::blocking::within;
 use super::super::store::Vg;
@@ -19,11 +21,15 @@ use crate::host::filesystem::{
 };
 use crate::host::invocation::Invocation;
 use crate::host::mount::MountCall;
-use crate::host::superblock::{self, HEAD_BYTES, Superblock};
+use crate::host::superblock::{
+    self, BTRFS_COPIES_AT, BTRFS_SUPERBLOCK_BYTES, HEAD_BYTES, Superblock, btrfs_with_uuid,
+    is_btrfs_copy,
+};
 use crate::lvm::state::Lv;
 use crate::lvm::tag::{FsType, Pending};
 
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How much at the end of a device is read to see that it can be read.
 const TAIL_BYTES: u64 = 64 << 10;
 
@@ -110,7 +116,10 @@ impl<H: Host> Agent<H> {
             .await?;
             self.unmount_all(replay).await?;
         }
-        self.change(lv, "give its own UUID to", &set_uuid(fs, &device.node, uuid)).await?;
+        match set_uuid(fs, &device.node, uuid) {
+            Some(call) => self.change(lv, "give its own UUID to", &call).await?,
+            None => self.write_btrfs_uuid(lv, device, uuid).await?,
+        }
         let now = self.expect(lv, device, fs).await?;
         if now.uuid != uuid {
             return Err(Error::damaged(format!(
@@ -119,6 +128,30 @@ impl<H: Host> Agent<H> {
             )));
         }
         Ok(())
+    }
+
+    /// Writes the UUID into the superblock and its copies, the first one last: until then nothing
+    /// has happened.
+    async fn write_btrfs_uuid(&self, lv: &Lv, device: &DmDevice, uuid: Uuid) -> Result<()> {
+        let (node, size) = (device.node.clone(), device.size.get());
+        let what = format!("volume {}", lv.name);
+        within(&self.0.store.host, WRITE_TIMEOUT, &what.clone(), move |host| {
+            for at in BTRFS_COPIES_AT.into_iter().rev() {
+                if at.saturating_add(BTRFS_SUPERBLOCK_BYTES) > size {
+                    continue;
+                }
+                let copy = host.read_device(&node, at, BTRFS_SUPERBLOCK_BYTES)?;
+                if is_btrfs_copy(&copy, at) {
+                    let now = btrfs_with_uuid(&copy, uuid).map_err(std::io::Error::other)?;
+                    host.write_device(&node, at, &now)?;
+                }
+            }
+            Ok(())
+        })
+        .await?
+        .map_err(|e: std::io::Error| {
+            Error::host(format!("cannot write the superblock of {what}")).because(e)
+        })
     }
 
     async fn check(&self, lv: &Lv, device: &DmDevice, fs: FsType) -> Result<()> {

@@ -8,7 +8,7 @@ use crate::domain::{AccessMode, AccessType};
 use crate::error::{Error, Result};
 use crate::host::dm::DmDevice;
 use crate::host::mount::MountCall;
-use crate::host::mountinfo::{Mount, MountTable};
+use crate::host::mountinfo::Mount;
 use crate::host::{Host, PathKind};
 use crate::lvm::state::Lv;
 
@@ -70,7 +70,7 @@ impl<H: Host> Agent<H> {
             return same_again(lv, request, mount, read_only);
         }
         let elsewhere = |m: &&Mount| m.device == staged && m.target != request.staging;
-        alone(lv, request, mounts.iter().find(elsewhere))?;
+        alone(lv, request, mounts.iter().find(elsewhere).cloned())?;
         let target = request.target.clone();
         if self.path_kind(&target).await? == PathKind::Absent {
             let path = target.clone();
@@ -98,7 +98,7 @@ impl<H: Host> Agent<H> {
             }
             return same_again(lv, request, mount, read_only);
         }
-        alone(lv, request, self.block_elsewhere(&mounts, device).await?)?;
+        alone(lv, request, self.bound_node(&mounts, device).await?)?;
         match self.path_kind(&target).await? {
             PathKind::Absent | PathKind::File => {}
             kind @ (PathKind::Directory | PathKind::BlockDevice(_) | PathKind::Other) => {
@@ -127,28 +127,6 @@ impl<H: Host> Agent<H> {
         }
         let call = MountCall::Bind { source, target: target.to_owned(), options };
         self.at_path("mount the volume at", target, move |host| host.mount(&call)).await
-    }
-
-    /// A mount of the device's node anywhere.
-    async fn block_elsewhere<'a>(
-        &self,
-        mounts: &'a MountTable,
-        device: &DmDevice,
-    ) -> Result<Option<&'a Mount>> {
-        let names = [
-            device.node.file_name().map(ToOwned::to_owned),
-            Some(format!("dm-{}", device.number.1).into()),
-        ];
-        for mount in mounts.iter() {
-            let fits = mount
-                .root
-                .file_name()
-                .is_some_and(|root| names.iter().flatten().any(|n| n == root));
-            if fits && self.number_at(&mount.target).await? == Some(device.number) {
-                return Ok(Some(mount));
-            }
-        }
-        Ok(None)
     }
 
     /// The number of the block device at a path.
@@ -192,7 +170,7 @@ fn same_again(lv: &Lv, request: &Publish, mount: &Mount, read_only: bool) -> Res
 }
 
 /// A volume for one user is in one place only (CSI spec, `NodePublishVolume`).
-fn alone(lv: &Lv, request: &Publish, elsewhere: Option<&Mount>) -> Result<()> {
+fn alone(lv: &Lv, request: &Publish, elsewhere: Option<Mount>) -> Result<()> {
     match (request.capability.mode, elsewhere) {
         (AccessMode::MultiWriter, _) | (_, None) => Ok(()),
         (AccessMode::SingleWriter | AccessMode::SingleReader, Some(mount)) => {
