@@ -21,6 +21,7 @@ pub mod csi;
 pub mod domain;
 pub mod error;
 pub mod host;
+pub mod link;
 pub mod lvm;
 pub mod metrics;
 pub mod names;
@@ -29,4 +30,5 @@ pub mod run;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
 pub mod telemetry;
+pub mod tls;
 pub mod units;

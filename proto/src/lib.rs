@@ -33,6 +33,7 @@ mod generated {
     };
 }
 
+pub use generated::cinderblock::agent;
 pub use generated::{csi, pluginregistration};
 
 /// The descriptors of all messages and services, with all that they import: a `FileDescriptorSet`,

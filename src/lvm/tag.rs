@@ -153,7 +153,9 @@ impl Usage {
         }
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// By the name that its tag has.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         if text == "block" { Some(Self::Block) } else { FsType::parse(text).map(Self::Filesystem) }
     }
 }

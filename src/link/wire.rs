@@ -1,0 +1,491 @@
+//! Domain types as messages, and back. What comes from the other side is checked like any input.
+
+use std::sync::Arc;
+
+use cinderblock_proto::agent::v1 as pb;
+use pb::failure::Kind;
+
+use crate::domain::{
+    BackendCapacity, BackendState, BackendStatus, CapacityRange, ContentSource, CreateSnapshot,
+    CreateVolume, Inventory, PoolCapacity, Provisioning, Snapshot, Volume, VolumeClass,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lvm::command::ThickLayout;
+use crate::lvm::tag::{Claim, Usage};
+use crate::names::{BackendName, CsiName, Handle, LvmUuid, NameError, VgName};
+use crate::units::{Bytes, ExtentSize};
+
+/// Records in one event. A record has about 200 bytes; a message may have 4 MiB.
+const RECORDS_MAX: usize = 5_000;
+
+fn bad(what: &str, error: &NameError) -> Error {
+    Error::invalid(format!("the peer sent a {what} that is none: {error}"))
+}
+
+fn parse_handle(text: &str) -> Result<Handle> {
+    Handle::parse(text).map_err(|e| bad("handle", &e))
+}
+
+fn parse_name(text: &str) -> Result<CsiName> {
+    CsiName::parse(text).map_err(|e| bad("name", &e))
+}
+
+/// An error as it goes over the wire.
+pub(super) fn failure(error: &Error) -> pb::Failure {
+    let kind = match error.kind() {
+        ErrorKind::Invalid => Kind::Invalid,
+        ErrorKind::NotFound => Kind::NotFound,
+        ErrorKind::AlreadyExists => Kind::AlreadyExists,
+        ErrorKind::NoSpace => Kind::NoSpace,
+        ErrorKind::OutOfRange => Kind::OutOfRange,
+        ErrorKind::FailedPrecondition => Kind::FailedPrecondition,
+        ErrorKind::Pending => Kind::Pending,
+        ErrorKind::Unavailable | ErrorKind::BadToken => Kind::Unavailable,
+        ErrorKind::Unimplemented => Kind::Unimplemented,
+        ErrorKind::Damaged => Kind::Damaged,
+        ErrorKind::Host => Kind::Host,
+    };
+    pb::Failure { kind: kind.into(), message: error.chain() }
+}
+
+/// The error that came over the wire. One that is not known leaves everything open.
+pub(super) fn error(failure: pb::Failure) -> Error {
+    let kind = match failure.kind() {
+        Kind::Unknown | Kind::Unavailable => ErrorKind::Unavailable,
+        Kind::Invalid => ErrorKind::Invalid,
+        Kind::NotFound => ErrorKind::NotFound,
+        Kind::AlreadyExists => ErrorKind::AlreadyExists,
+        Kind::NoSpace => ErrorKind::NoSpace,
+        Kind::OutOfRange => ErrorKind::OutOfRange,
+        Kind::FailedPrecondition => ErrorKind::FailedPrecondition,
+        Kind::Pending => ErrorKind::Pending,
+        Kind::Unimplemented => ErrorKind::Unimplemented,
+        Kind::Damaged => ErrorKind::Damaged,
+        Kind::Host => ErrorKind::Host,
+    };
+    Error::new(kind, failure.message)
+}
+
+fn provisioning(p: Option<Provisioning>) -> pb::Provisioning {
+    match p {
+        None => pb::Provisioning::Unspecified,
+        Some(Provisioning::Thin) => pb::Provisioning::Thin,
+        Some(Provisioning::Thick) => pb::Provisioning::Thick,
+    }
+}
+
+fn parse_provisioning(p: pb::Provisioning) -> Option<Provisioning> {
+    match p {
+        pb::Provisioning::Unspecified => None,
+        pb::Provisioning::Thin => Some(Provisioning::Thin),
+        pb::Provisioning::Thick => Some(Provisioning::Thick),
+    }
+}
+
+fn source(source: &ContentSource) -> pb::Source {
+    let id = source.handle().to_string();
+    pb::Source {
+        source: Some(match source {
+            ContentSource::Volume(_) => pb::source::Source::Volume(id),
+            ContentSource::Snapshot(_) => pb::source::Source::Snapshot(id),
+        }),
+    }
+}
+
+fn parse_source(source: Option<pb::Source>) -> Result<Option<ContentSource>> {
+    match source.and_then(|s| s.source) {
+        None => Ok(None),
+        Some(pb::source::Source::Volume(id)) => Ok(Some(ContentSource::Volume(parse_handle(&id)?))),
+        Some(pb::source::Source::Snapshot(id)) => {
+            Ok(Some(ContentSource::Snapshot(parse_handle(&id)?)))
+        }
+    }
+}
+
+pub(super) fn range(range: CapacityRange) -> pb::CapacityRange {
+    pb::CapacityRange {
+        required_bytes: range.required.unwrap_or_default().get(),
+        limit_bytes: range.limit.unwrap_or_default().get(),
+    }
+}
+
+pub(super) fn parse_range(range: Option<pb::CapacityRange>) -> CapacityRange {
+    let range = range.unwrap_or_default();
+    let size = |n: u64| (n > 0).then(|| Bytes::new(n));
+    CapacityRange { required: size(range.required_bytes), limit: size(range.limit_bytes) }
+}
+
+pub(super) fn create_volume(request: &CreateVolume) -> pb::CreateVolumeRequest {
+    let striped = match &request.class.layout {
+        ThickLayout::Linear => None,
+        ThickLayout::Striped { stripes, stripe_size } => Some(pb::create_volume_request::Striped {
+            stripes: *stripes,
+            stripe_size_bytes: stripe_size.get(),
+        }),
+    };
+    pb::CreateVolumeRequest {
+        name: request.name.to_string(),
+        range: Some(range(request.range)),
+        backend: request.class.backend.as_ref().map(ToString::to_string).unwrap_or_default(),
+        provisioning: provisioning(request.class.provisioning).into(),
+        striped,
+        usage: request.usage.to_string(),
+        source: request.source.as_ref().map(source),
+        claim: request
+            .claim
+            .clone()
+            .map(|c| pb::create_volume_request::Claim { namespace: c.namespace, name: c.name }),
+    }
+}
+
+pub(super) fn parse_create_volume(request: pb::CreateVolumeRequest) -> Result<CreateVolume> {
+    let provisioning = parse_provisioning(request.provisioning());
+    let backend = (!request.backend.is_empty())
+        .then(|| BackendName::parse(&request.backend).map_err(|e| bad("backend", &e)))
+        .transpose()?;
+    let layout = match request.striped {
+        None => ThickLayout::Linear,
+        Some(s) => ThickLayout::Striped {
+            stripes: s.stripes,
+            stripe_size: Bytes::new(s.stripe_size_bytes),
+        },
+    };
+    Ok(CreateVolume {
+        name: parse_name(&request.name)?,
+        range: parse_range(request.range),
+        class: VolumeClass { backend, provisioning, layout },
+        usage: Usage::parse(&request.usage).ok_or_else(|| {
+            Error::invalid(format!("the peer asks for the unknown use {:?}", request.usage))
+        })?,
+        source: parse_source(request.source)?,
+        claim: request.claim.map(|c| Claim { namespace: c.namespace, name: c.name }),
+    })
+}
+
+pub(super) fn create_snapshot(request: &CreateSnapshot) -> pb::CreateSnapshotRequest {
+    pb::CreateSnapshotRequest { name: request.name.to_string(), source: request.source.to_string() }
+}
+
+pub(super) fn parse_create_snapshot(request: &pb::CreateSnapshotRequest) -> Result<CreateSnapshot> {
+    Ok(CreateSnapshot { name: parse_name(&request.name)?, source: parse_handle(&request.source)? })
+}
+
+pub(super) fn volume(volume: &Volume) -> pb::Volume {
+    pb::Volume {
+        handle: volume.handle.to_string(),
+        name: volume.name.to_string(),
+        size_bytes: volume.size.get(),
+        source: volume.source.as_ref().map(source),
+        provisioning: provisioning(Some(volume.provisioning)).into(),
+    }
+}
+
+pub(super) fn parse_volume(volume: pb::Volume) -> Result<Volume> {
+    Ok(Volume {
+        handle: parse_handle(&volume.handle)?,
+        name: parse_name(&volume.name)?,
+        size: Bytes::new(volume.size_bytes),
+        provisioning: parse_provisioning(volume.provisioning()).unwrap_or(Provisioning::Thick),
+        source: parse_source(volume.source)?,
+    })
+}
+
+pub(super) fn snapshot(snapshot: &Snapshot) -> pb::Snapshot {
+    pb::Snapshot {
+        handle: snapshot.handle.to_string(),
+        name: snapshot.name.to_string(),
+        source: snapshot.source.to_string(),
+        size_bytes: snapshot.size.get(),
+        created_unix: snapshot.created_unix,
+    }
+}
+
+pub(super) fn parse_snapshot(snapshot: &pb::Snapshot) -> Result<Snapshot> {
+    Ok(Snapshot {
+        handle: parse_handle(&snapshot.handle)?,
+        name: parse_name(&snapshot.name)?,
+        source: parse_handle(&snapshot.source)?,
+        size: Bytes::new(snapshot.size_bytes),
+        created_unix: snapshot.created_unix,
+    })
+}
+
+fn backend(name: &BackendName, status: &BackendStatus) -> pb::Backend {
+    use pb::backend::{State, Why};
+    let why = |sentence: &String| Why { sentence: sentence.clone() };
+    let state = match &status.state {
+        BackendState::Ready { vg, capacity } => State::Ready(ready(vg, capacity)),
+        BackendState::Unusable(sentence) => State::Unusable(why(sentence)),
+        BackendState::Unknown(sentence) => State::Unknown(why(sentence)),
+    };
+    pb::Backend {
+        name: name.to_string(),
+        volume_group: status.volume_group.to_string(),
+        state: Some(state),
+    }
+}
+
+fn ready(vg: &LvmUuid, capacity: &BackendCapacity) -> pb::Ready {
+    let runs = |runs: &Vec<u64>| pb::ready::Runs { extents: runs.clone() };
+    pb::Ready {
+        volume_group_uuid: vg.to_string(),
+        extent_size_bytes: capacity.extent_size.bytes().get(),
+        volume_group_bytes: capacity.vg_size.get(),
+        reserve_bytes: capacity.reserve.get(),
+        free: capacity.free_runs.iter().map(runs).collect(),
+        pool: capacity.pool.map(|pool| pb::Pool {
+            size_bytes: pool.size.get(),
+            promised_bytes: pool.promised.get(),
+            overprovision_percent: pool.overprovision_percent,
+            data_used_bp: pool.data_used_bp,
+            metadata_used_bp: pool.metadata_used_bp,
+            healthy: pool.healthy,
+        }),
+    }
+}
+
+fn parse_backend(backend: pb::Backend) -> Result<(BackendName, BackendStatus)> {
+    use pb::backend::State;
+    let name = BackendName::parse(&backend.name).map_err(|e| bad("backend", &e))?;
+    let volume_group = VgName::parse(&backend.volume_group).map_err(|e| bad("volume group", &e))?;
+    let state = match backend.state {
+        Some(State::Ready(ready)) => parse_ready(ready)?,
+        Some(State::Unusable(why)) => BackendState::Unusable(why.sentence),
+        Some(State::Unknown(why)) => BackendState::Unknown(why.sentence),
+        None => BackendState::Unknown("the node's agent says something unknown of it".to_owned()),
+    };
+    Ok((name, BackendStatus { volume_group, state }))
+}
+
+fn parse_ready(ready: pb::Ready) -> Result<BackendState> {
+    let vg = LvmUuid::parse(&ready.volume_group_uuid).map_err(|e| bad("volume group", &e))?;
+    let extent_size = ExtentSize::new(ready.extent_size_bytes)
+        .ok_or_else(|| Error::invalid("the peer sent an extent size of 0"))?;
+    let pool = ready.pool.map(|pool| PoolCapacity {
+        size: Bytes::new(pool.size_bytes),
+        promised: Bytes::new(pool.promised_bytes),
+        overprovision_percent: pool.overprovision_percent,
+        data_used_bp: pool.data_used_bp,
+        metadata_used_bp: pool.metadata_used_bp,
+        healthy: pool.healthy,
+    });
+    let capacity = BackendCapacity {
+        extent_size,
+        vg_size: Bytes::new(ready.volume_group_bytes),
+        reserve: Bytes::new(ready.reserve_bytes),
+        free_runs: ready.free.into_iter().map(|runs| runs.extents).collect(),
+        pool,
+    };
+    Ok(BackendState::Ready { vg, capacity })
+}
+
+/// The events that make `new` of `old`. `None` as `old`: of nothing.
+pub(super) fn events(old: Option<&Inventory>, new: &Inventory) -> Vec<pb::InventoryEvent> {
+    let nothing = Inventory::default();
+    let before = old.unwrap_or(&nothing);
+    let mut first = pb::InventoryEvent { anew: old.is_none(), ..pb::InventoryEvent::default() };
+    if old.is_none() || before.backends != new.backends {
+        let backends = new.backends.iter().map(|(name, status)| backend(name, status)).collect();
+        first.backends = Some(pb::Backends { backends });
+    }
+    if old.is_none() || before.vgs != new.vgs {
+        let names =
+            new.vgs.iter().map(|(uuid, name)| (uuid.to_string(), name.to_string())).collect();
+        first.volume_groups = Some(pb::VolumeGroups { names });
+    }
+    let gone = |handle: &&Handle| !new.volumes.contains_key(*handle);
+    first.volumes_gone = before.volumes.keys().filter(gone).map(ToString::to_string).collect();
+    let gone = |handle: &&Handle| !new.snapshots.contains_key(*handle);
+    first.snapshots_gone = before.snapshots.keys().filter(gone).map(ToString::to_string).collect();
+    let changed =
+        |(handle, record): &(&Handle, &Arc<Volume>)| before.volumes.get(*handle) != Some(*record);
+    let volumes: Vec<_> = new.volumes.iter().filter(changed).map(|(_, v)| volume(v)).collect();
+    let changed = |(handle, record): &(&Handle, &Arc<Snapshot>)| {
+        before.snapshots.get(*handle) != Some(*record)
+    };
+    let snapshots: Vec<_> =
+        new.snapshots.iter().filter(changed).map(|(_, s)| snapshot(s)).collect();
+    let mut events = vec![first];
+    for chunk in volumes.chunks(RECORDS_MAX) {
+        events
+            .push(pb::InventoryEvent { volumes: chunk.to_vec(), ..pb::InventoryEvent::default() });
+    }
+    for chunk in snapshots.chunks(RECORDS_MAX) {
+        events.push(pb::InventoryEvent {
+            snapshots: chunk.to_vec(),
+            ..pb::InventoryEvent::default()
+        });
+    }
+    let last = events.len().saturating_sub(1);
+    for (i, event) in events.iter_mut().enumerate() {
+        event.revision = new.revision;
+        event.more = i < last;
+    }
+    events
+}
+
+/// Puts an event into an inventory.
+pub(super) fn apply(inventory: &mut Inventory, event: pb::InventoryEvent) -> Result<()> {
+    if event.anew {
+        *inventory = Inventory::default();
+    }
+    if let Some(backends) = event.backends {
+        inventory.backends =
+            backends.backends.into_iter().map(parse_backend).collect::<Result<_>>()?;
+    }
+    if let Some(groups) = event.volume_groups {
+        let parse = |(uuid, name): (String, String)| {
+            let uuid = LvmUuid::parse(&uuid).map_err(|e| bad("volume group", &e))?;
+            Ok((uuid, VgName::parse(&name).map_err(|e| bad("volume group", &e))?))
+        };
+        inventory.vgs = groups.names.into_iter().map(parse).collect::<Result<_>>()?;
+    }
+    for id in &event.volumes_gone {
+        inventory.volumes.remove(&parse_handle(id)?);
+    }
+    for id in &event.snapshots_gone {
+        inventory.snapshots.remove(&parse_handle(id)?);
+    }
+    for volume in event.volumes {
+        let volume = parse_volume(volume)?;
+        inventory.volumes.insert(volume.handle.clone(), Arc::new(volume));
+    }
+    for snapshot in &event.snapshots {
+        let snapshot = parse_snapshot(snapshot)?;
+        inventory.snapshots.insert(snapshot.handle.clone(), Arc::new(snapshot));
+    }
+    inventory.revision = event.revision;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lvm::tag::FsType;
+    use proptest::prelude::*;
+
+    fn handle(n: u32) -> Handle {
+        Handle::parse(&format!("{}/pvc-{n}", LvmUuid::derived("vg"))).unwrap()
+    }
+
+    fn inventory(revision: u64, volumes: &[(u32, u64)], snapshots: &[u32], free: u64) -> Inventory {
+        let vg = LvmUuid::derived("vg");
+        let capacity = BackendCapacity {
+            extent_size: ExtentSize::new(4 << 20).unwrap(),
+            vg_size: Bytes::gib(10),
+            reserve: Bytes::mib(5),
+            free_runs: vec![vec![free, 3], vec![]],
+            pool: Some(PoolCapacity {
+                size: Bytes::gib(5),
+                promised: Bytes::gib(1),
+                overprovision_percent: 200,
+                data_used_bp: 17,
+                metadata_used_bp: 4,
+                healthy: true,
+            }),
+        };
+        let name = VgName::parse("vg0").unwrap();
+        let status = |state| BackendStatus { volume_group: name.clone(), state };
+        let backend = |text| BackendName::parse(text).unwrap();
+        Inventory {
+            revision,
+            backends: [
+                (backend("a"), status(BackendState::Ready { vg: vg.clone(), capacity })),
+                (backend("b"), status(BackendState::Unusable("why".to_owned()))),
+                (backend("c"), status(BackendState::Unknown("why not".to_owned()))),
+            ]
+            .into(),
+            vgs: [(vg, name.clone())].into(),
+            volumes: volumes
+                .iter()
+                .map(|(n, gib)| {
+                    let volume = Volume {
+                        handle: handle(*n),
+                        name: CsiName::parse(&format!("vol {n}")).unwrap(),
+                        size: Bytes::gib(*gib),
+                        source: n.is_multiple_of(2).then(|| ContentSource::Snapshot(handle(n + 1))),
+                        provisioning: Provisioning::Thin,
+                    };
+                    (handle(*n), Arc::new(volume))
+                })
+                .collect(),
+            snapshots: snapshots
+                .iter()
+                .map(|n| {
+                    let snapshot = Snapshot {
+                        handle: handle(*n),
+                        name: CsiName::parse(&format!("snap {n}")).unwrap(),
+                        source: handle(n + 1),
+                        size: Bytes::gib(1),
+                        created_unix: i64::from(*n),
+                    };
+                    (handle(*n), Arc::new(snapshot))
+                })
+                .collect(),
+        }
+    }
+
+    fn follow(into: &mut Inventory, events: Vec<pb::InventoryEvent>) {
+        let last = events.len() - 1;
+        for (i, event) in events.into_iter().enumerate() {
+            assert_eq!(event.more, i < last);
+            apply(into, event).unwrap();
+        }
+    }
+
+    proptest! {
+        /// Whatever the inventory was and is: who follows the events has it.
+        #[test]
+        fn events_carry_every_change(
+            a in proptest::collection::btree_map(0..20u32, 1..9u64, 0..12),
+            b in proptest::collection::btree_map(0..20u32, 1..9u64, 0..12),
+            s in proptest::collection::btree_set(20..40u32, 0..8),
+            t in proptest::collection::btree_set(20..40u32, 0..8),
+            free in 0..9u64,
+        ) {
+            let list = |m: std::collections::BTreeMap<u32, u64>| m.into_iter().collect::<Vec<_>>();
+            let (s, t): (Vec<_>, Vec<_>) = (s.into_iter().collect(), t.into_iter().collect());
+            let old = inventory(1, &list(a), &s, 5);
+            let new = inventory(2, &list(b), &t, free);
+            let mut copy = inventory(9, &[(1, 1)], &[], 1);
+            follow(&mut copy, events(None, &old));
+            prop_assert_eq!(&copy, &old);
+            follow(&mut copy, events(Some(&old), &new));
+            prop_assert_eq!(&copy, &new);
+            prop_assert_eq!(events(Some(&new), &new).len(), 1);
+        }
+    }
+
+    #[test]
+    fn requests_survive_the_way() {
+        let request = CreateVolume {
+            name: CsiName::parse("pvc-1").unwrap(),
+            range: CapacityRange { required: Some(Bytes::gib(1)), limit: None },
+            class: VolumeClass {
+                backend: Some(BackendName::parse("fast").unwrap()),
+                provisioning: Some(Provisioning::Thick),
+                layout: ThickLayout::Striped { stripes: 3, stripe_size: Bytes::kib(64) },
+            },
+            usage: Usage::Filesystem(FsType::Btrfs),
+            source: Some(ContentSource::Volume(handle(1))),
+            claim: Some(Claim { namespace: "a".to_owned(), name: "b".to_owned() }),
+        };
+        assert_eq!(parse_create_volume(create_volume(&request)).unwrap(), request);
+        let mut odd = create_volume(&request);
+        odd.usage = "ntfs".to_owned();
+        assert!(parse_create_volume(odd).is_err());
+        let mut odd = create_volume(&request);
+        odd.source = Some(pb::Source { source: Some(pb::source::Source::Volume("x".to_owned())) });
+        assert!(parse_create_volume(odd).is_err());
+    }
+
+    #[test]
+    fn errors_keep_their_kind_and_unknown_ones_leave_all_open() {
+        for kind in [ErrorKind::NoSpace, ErrorKind::Pending, ErrorKind::Host, ErrorKind::NotFound] {
+            let back = error(failure(&Error::new(kind, "why")));
+            assert_eq!((back.kind(), back.to_string().as_str()), (kind, "why"));
+        }
+        let later = pb::Failure { kind: 99, message: "from the future".to_owned() };
+        assert_eq!(error(later).kind(), ErrorKind::Unavailable);
+    }
+}
