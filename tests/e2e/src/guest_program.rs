@@ -1,25 +1,16 @@
 //! Finding the `lab-guest` program of this very build for the VMs to start. It builds that one program at most.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
-use serde::Deserialize;
+use anyhow::{Context, Result};
 
-use crate::{programs, say};
-
-/// The line of `cargo build --message-format=json` that names the program.
-#[derive(Deserialize)]
-struct Message {
-    executable: Option<PathBuf>,
-}
+use crate::{cargo, say};
 
 /// Builds `lab-guest` with cargo (a moment when it is fresh) and returns its path; without cargo
 /// it is the one beside the running program.
 pub(crate) fn locate() -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").map(PathBuf::from).or_else(|| programs::find("cargo"));
-    if let Some(cargo) = cargo {
-        return build(&cargo);
+    if cargo::command().is_ok() {
+        return build();
     }
     let own = std::env::current_exe().context("finding the running program")?;
     beside(&own).with_context(|| {
@@ -31,21 +22,12 @@ pub(crate) fn locate() -> Result<PathBuf> {
     })
 }
 
-fn build(cargo: &Path) -> Result<PathBuf> {
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+fn build() -> Result<PathBuf> {
     say("building lab-guest");
-    let output = Command::new(cargo)
-        .args(["build", "--quiet", "--bin", "lab-guest", "--message-format"])
-        .args(["json-render-diagnostics", "--manifest-path", manifest])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("starting {}", cargo.display()))?;
-    ensure!(output.status.success(), "cargo could not build lab-guest: its errors are above");
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable)
-        .find(|file| file.file_name().is_some_and(|name| name == "lab-guest"))
+    cargo::build(&["build", "--quiet", "--package", "cinderblock-lab", "--bin", "lab-guest"])?
+        .into_iter()
+        .find(|it| it.target == "lab-guest")
+        .map(|it| it.executable)
         .context("cargo built lab-guest, but did not say where it is")
 }
 

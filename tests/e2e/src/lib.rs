@@ -14,8 +14,10 @@
 )]
 
 pub mod bootfile;
+pub mod cargo;
 pub mod cluster;
 pub mod console;
+pub mod driver;
 pub mod exec;
 pub mod guest;
 mod guest_program;

@@ -107,6 +107,12 @@ impl Node {
         &self.net
     }
 
+    /// The lab's directory, where host and guest see the same.
+    #[must_use]
+    pub fn lab_dir(&self) -> &Path {
+        &self.lab_dir
+    }
+
     /// The console log of the newest boot; that of the boot before has `.1` added.
     #[must_use]
     pub fn console(&self) -> PathBuf {

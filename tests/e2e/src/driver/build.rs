@@ -1,0 +1,33 @@
+//! Building the driver's program with cargo. It is not run here.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::{cargo, say};
+
+/// How the driver is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// As for tests: built soon, slower.
+    Dev,
+    /// As it is delivered.
+    Release,
+}
+
+/// Builds the driver (a moment when it is fresh) and returns its program.
+///
+/// # Errors
+/// There is no cargo, or the build fails.
+pub fn program(profile: Profile) -> Result<PathBuf> {
+    say("building cinderblock");
+    let mut words = vec!["build", "--package", "cinderblock", "--bin", "cinderblock"];
+    if profile == Profile::Release {
+        words.push("--release");
+    }
+    cargo::build(&words)?
+        .into_iter()
+        .find(|it| it.target == "cinderblock" && it.kind == "bin")
+        .map(|it| it.executable)
+        .context("cargo built cinderblock, but did not say where it is")
+}

@@ -1,0 +1,10 @@
+//! The driver in a node VM: its program built, started as `cinderblock standalone`, killed and started again, and spoken to over CSI. What is tested, shown or measured with it is elsewhere.
+
+mod build;
+mod csi;
+mod http;
+mod standalone;
+
+pub use build::{Profile, program};
+pub use csi::{Access, Class, Csi, is_open, pb};
+pub use standalone::{SOCKET, Standalone};
