@@ -9,11 +9,11 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::net;
 
 /// Whether the process can take work. Never waits.
 pub type IsReady = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -36,7 +36,7 @@ pub async fn serve(
 ) -> Result<()> {
     let failed =
         |e: std::io::Error| Error::host(format!("cannot serve HTTP on {address}")).because(e);
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = net::tcp(address).await.map_err(failed)?;
     let router = Router::new()
         .route("/metrics", get(metrics_text))
         .route("/healthz", get(|| async { "ok\n" }))

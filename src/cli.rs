@@ -23,6 +23,10 @@ pub struct Cli {
 /// The ways to run.
 #[derive(Debug, Subcommand)]
 pub enum Mode {
+    /// The CSI Controller service, beside the sidecars. Nodes connect to it.
+    Controller(Controller),
+    /// The CSI Node service, and the only process that runs LVM on its node.
+    Node(Node),
     /// All CSI services in one process on one socket: this machine is the only node. For csi-sanity,
     /// for other orchestrators, and for a first look.
     Standalone(Standalone),
@@ -68,6 +72,87 @@ pub struct Disks {
     pub run_dir: PathBuf,
 }
 
+/// Options of `controller`.
+#[derive(Debug, Args)]
+pub struct Controller {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented at the type")]
+    pub common: Common,
+
+    /// Address on which nodes connect. Without IPv6, `[::]` is all of IPv4.
+    #[arg(long, env = "CINDERBLOCK_LISTEN", default_value = "[::]:9807")]
+    pub listen: SocketAddr,
+
+    /// Namespace of the pods, and of what is kept about certificates.
+    #[arg(long, env = "CINDERBLOCK_NAMESPACE")]
+    pub namespace: String,
+
+    /// Service account of the nodes' pods, in that namespace.
+    #[arg(long, env = "CINDERBLOCK_NODE_SERVICE_ACCOUNT")]
+    pub node_service_account: String,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented at the type")]
+    pub certificate: Certificate,
+}
+
+/// Where the controller's certificate comes from.
+#[derive(Debug, Args)]
+pub struct Certificate {
+    /// Be a certificate authority: name of the Secret for its key and of the `ConfigMap` for what
+    /// nodes have to trust. Both must exist, and may be empty.
+    #[arg(long, env = "CINDERBLOCK_CA_NAME", requires = "server_name", conflicts_with_all = ["tls_cert_file", "tls_key_file"], required_unless_present = "tls_cert_file")]
+    pub ca_name: Option<String>,
+
+    /// Host name by which nodes reach the controller, for its certificate.
+    #[arg(long, env = "CINDERBLOCK_SERVER_NAME")]
+    pub server_name: Option<String>,
+
+    /// File with a certificate of your own, PEM. It is read again when it changes.
+    #[arg(long, env = "CINDERBLOCK_TLS_CERT_FILE", requires = "tls_key_file")]
+    pub tls_cert_file: Option<PathBuf>,
+
+    /// File with its key, PEM.
+    #[arg(long, env = "CINDERBLOCK_TLS_KEY_FILE", requires = "tls_cert_file")]
+    pub tls_key_file: Option<PathBuf>,
+}
+
+/// Options of `node`.
+#[derive(Debug, Args)]
+pub struct Node {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented at the type")]
+    pub common: Common,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented at the type")]
+    pub disks: Disks,
+
+    /// Host and port of the controllers; every address of the host is connected to.
+    #[arg(long, env = "CINDERBLOCK_CONTROLLER", value_parser = host_and_port)]
+    pub controller: String,
+
+    /// File with the token by which controllers know this node, made for the audience
+    /// "cinderblock".
+    #[arg(
+        long,
+        env = "CINDERBLOCK_TOKEN_FILE",
+        default_value = "/var/run/cinderblock/token/token"
+    )]
+    pub token_file: PathBuf,
+
+    /// File with the certificates of those who may sign the controllers', PEM.
+    #[arg(long, env = "CINDERBLOCK_CA_FILE", default_value = "/var/run/cinderblock/ca/ca.crt")]
+    pub ca_file: PathBuf,
+
+    /// The kubelet's directory of plugins (`plugins_registry`), as this process sees it.
+    #[arg(long, env = "CINDERBLOCK_REGISTRATION_DIR", requires = "kubelet_endpoint")]
+    pub registration_dir: Option<PathBuf>,
+
+    /// The CSI socket, as the kubelet sees it.
+    #[arg(long, env = "CINDERBLOCK_KUBELET_ENDPOINT", value_parser = unix_endpoint, requires = "registration_dir")]
+    pub kubelet_endpoint: Option<PathBuf>,
+}
+
 /// Options of `standalone`.
 #[derive(Debug, Args)]
 pub struct Standalone {
@@ -107,6 +192,15 @@ fn unix_endpoint(text: &str) -> Result<PathBuf, String> {
     Err("expected a Unix socket, as in unix:///csi/csi.sock".to_owned())
 }
 
+fn host_and_port(text: &str) -> Result<String, String> {
+    let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    match parts.map(|(_, port)| port.parse::<u16>()) {
+        Some(Ok(_)) => Ok(text.to_owned()),
+        _ => Err("expected a host and a port, as in cinderblock-controller.cinderblock.svc:9807"
+            .to_owned()),
+    }
+}
+
 fn node_name(text: &str) -> Result<NodeName, String> {
     NodeName::parse(text).map_err(|e| e.to_string())
 }
@@ -136,6 +230,39 @@ mod tests {
             (["--log-format", "xml"], "log-format"),
         ] {
             assert!(run(&args).unwrap_err().contains(what), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn a_controller_has_one_certificate() {
+        let run = |args: &str| {
+            let base = "cinderblock controller --namespace ns --node-service-account node";
+            let all = base.split(' ').chain(args.split_terminator(' '));
+            Cli::try_parse_from(all).map(drop).map_err(|e| e.to_string())
+        };
+        assert_eq!(run("--ca-name ca --server-name c.ns.svc"), Ok(()));
+        assert_eq!(run("--tls-cert-file /a --tls-key-file /b"), Ok(()));
+        for (args, what) in [
+            ("", "--ca-name"),
+            ("--ca-name ca", "--server-name"),
+            ("--tls-cert-file /a", "--tls-key-file"),
+            ("--ca-name ca --server-name c --tls-cert-file /a --tls-key-file /b", "cannot be used"),
+        ] {
+            assert!(run(args).unwrap_err().contains(what), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_dials_a_host_and_a_port() {
+        for (controller, fits) in [
+            ("c.ns.svc:9807", true),
+            ("[::1]:9807", true),
+            ("c.ns.svc", false),
+            (":9807", false),
+            ("c:99999", false),
+        ] {
+            let args = ["cinderblock", "node", "--node-name", "n", "--controller", controller];
+            assert_eq!(Cli::try_parse_from(args).is_ok(), fits, "{controller}");
         }
     }
 }

@@ -21,10 +21,13 @@ pub mod csi;
 pub mod domain;
 pub mod error;
 pub mod host;
+pub mod kube;
+pub mod kubelet;
 pub mod link;
 pub mod lvm;
 pub mod metrics;
 pub mod names;
+pub mod net;
 pub mod plan;
 pub mod run;
 #[cfg(any(test, feature = "testing"))]

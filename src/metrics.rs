@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -24,6 +25,7 @@ pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
     rpc: RpcMetrics,
     programs: ProgramMetrics,
+    api: ApiMetrics,
 }
 
 /// Calls of our services.
@@ -39,6 +41,12 @@ pub struct ProgramMetrics {
     seconds: Family<ProgramLabels, Histogram>,
 }
 
+/// Requests to the Kubernetes API.
+#[derive(Clone, Debug, Default)]
+pub struct ApiMetrics {
+    requests: Family<ApiLabels, Counter>,
+}
+
 // The names are those of csi-lib-utils, so that dashboards made for other drivers fit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RpcLabels {
@@ -51,6 +59,12 @@ struct RpcLabels {
 struct ProgramLabels {
     program: String,
     outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ApiLabels {
+    verb: &'static str,
+    resource: &'static str,
 }
 
 impl Metrics {
@@ -76,7 +90,13 @@ impl Metrics {
             Unit::Seconds,
             programs.seconds.clone(),
         );
-        Self { registry: Arc::new(Mutex::new(registry)), rpc, programs }
+        let api = ApiMetrics::default();
+        registry.register(
+            "cinderblock_kubernetes_requests",
+            "Requests to the Kubernetes API, by verb and resource as RBAC names them",
+            api.requests.clone(),
+        );
+        Self { registry: Arc::new(Mutex::new(registry)), rpc, programs, api }
     }
 
     /// Where calls are counted.
@@ -89,6 +109,12 @@ impl Metrics {
     #[must_use]
     pub fn programs(&self) -> ProgramMetrics {
         self.programs.clone()
+    }
+
+    /// Where requests to the Kubernetes API are counted.
+    #[must_use]
+    pub fn api(&self) -> ApiMetrics {
+        self.api.clone()
     }
 
     /// Shows the backends of an inventory.
@@ -146,6 +172,13 @@ impl ProgramMetrics {
     pub fn observe(&self, program: String, outcome: &'static str, took: Duration) {
         let labels = ProgramLabels { program, outcome };
         self.seconds.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+}
+
+impl ApiMetrics {
+    /// Counts a request.
+    pub fn count(&self, verb: &'static str, resource: &'static str) {
+        self.requests.get_or_create(&ApiLabels { verb, resource }).inc();
     }
 }
 
@@ -268,6 +301,7 @@ mod tests {
         let metrics = Metrics::new("lvm.example");
         metrics.rpc().observe("/csi.v1.Node/NodeGetInfo", "OK", Duration::from_millis(3));
         metrics.programs().observe("lvm lvcreate".to_owned(), "ok", Duration::from_millis(300));
+        metrics.api().count("create", "tokenreviews");
         metrics.show("cinderblock_nodes_connected", "Nodes", || 7);
         let inventory = watch::Sender::new(Arc::new(Inventory::default()));
         metrics.show_inventory(inventory.subscribe());
@@ -275,6 +309,7 @@ mod tests {
         for line in [
             "csi_plugin_operations_seconds_count{driver_name=\"lvm.example\",method_name=\"/csi.v1.Node/NodeGetInfo\",grpc_status_code=\"OK\"} 1",
             "cinderblock_program_seconds_count{program=\"lvm lvcreate\",outcome=\"ok\"} 1",
+            "cinderblock_kubernetes_requests_total{verb=\"create\",resource=\"tokenreviews\"} 1",
             "cinderblock_nodes_connected 7",
             "cinderblock_volumes 0",
         ] {

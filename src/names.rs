@@ -278,14 +278,28 @@ impl BackendName {
     }
 }
 
+/// The topology segment by which a driver names nodes.
+#[must_use]
+pub fn topology_key(driver_name: &str) -> String {
+    format!("topology.{driver_name}/node")
+}
+
 impl NodeName {
     /// # Errors
-    /// When it is empty, longer than a CSI node id may be (256 bytes), or has control characters.
+    /// When it cannot be the value of a topology segment (CSI spec, `Topology`; label values of
+    /// Kubernetes).
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        if text.is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
-            return Err(NameError(format!("{text:?} is not the name of a node")));
+        let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+        let ends = [text.bytes().next(), text.bytes().next_back()];
+        let fits = ends.iter().all(|c| c.is_some_and(|c| c.is_ascii_alphanumeric()))
+            && text.len() <= 63
+            && text.bytes().all(plain);
+        if fits {
+            return Ok(Self(text.to_owned()));
         }
-        Ok(Self(text.to_owned()))
+        Err(NameError(format!(
+            "{text:?} is not the name of a node: expected 1 to 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+        )))
     }
 }
 

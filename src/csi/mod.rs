@@ -9,7 +9,6 @@ mod observe;
 pub mod request;
 mod response;
 mod server;
-mod socket;
 mod status;
 
 pub use controller::ControllerService;
@@ -17,5 +16,4 @@ pub use identity::{IdentityService, Readiness};
 pub use node::NodeService;
 pub use observe::Observer;
 pub use server::{Services, serve};
-pub use socket::listen;
 pub use status::code;

@@ -88,7 +88,7 @@ pub fn range(range: Option<&csi::CapacityRange>) -> Result<CapacityRange> {
     let size = |field: &str, n: i64| {
         let size = Bytes::from_i64(n)
             .ok_or_else(|| Error::invalid(format!("capacity_range.{field} is negative: {n}")))?;
-        Ok((!size.is_zero()).then_some(size))
+        Ok::<_, Error>((!size.is_zero()).then_some(size))
     };
     let range = CapacityRange {
         required: size("required_bytes", range.required_bytes)?,

@@ -19,6 +19,7 @@ use crate::agent::Labels;
 use crate::controller::Registry;
 use crate::error::{Error, Result};
 use crate::names::NodeName;
+use crate::net;
 
 /// Connections whose peer is not known yet. Thousands of nodes dial at once when a controller
 /// starts; what is over this is closed and dials again.
@@ -45,8 +46,16 @@ pub trait Authenticator: Debug + Send + Sync {
 
 /// Tells the labels of nodes, where backends select by them.
 pub trait NodeLabels: Debug + Send + Sync {
-    /// The labels of a node now, and every change of them.
-    fn labels<'a>(&'a self, node: &'a NodeName) -> Later<'a, watch::Receiver<Option<Labels>>>;
+    /// The labels of a node, and every change of them. `None` while they are not known.
+    fn labels(&self, node: &NodeName) -> watch::Receiver<Option<Labels>>;
+}
+
+/// A node that has proved who it is.
+#[derive(Debug)]
+struct Greeted {
+    peer: Peer,
+    agent: RemoteAgent,
+    labels: watch::Receiver<Option<Labels>>,
 }
 
 /// What the door needs.
@@ -60,8 +69,8 @@ pub struct Accept {
     pub tls: TlsAcceptor,
     /// Who tells whose a token is.
     pub authenticator: Arc<dyn Authenticator>,
-    /// Who tells labels. `None` where no backend selects by them.
-    pub labels: Option<Arc<dyn NodeLabels>>,
+    /// Who tells labels.
+    pub labels: Arc<dyn NodeLabels>,
 }
 
 impl Debug for Accept {
@@ -76,7 +85,7 @@ impl Accept {
     /// # Errors
     /// When the address cannot be listened on.
     pub async fn run(self, address: SocketAddr, stop: CancellationToken) -> Result<()> {
-        let listener = TcpListener::bind(address)
+        let listener = net::tcp(address)
             .await
             .map_err(|e| Error::host(format!("cannot listen for nodes on {address}")).because(e))?;
         tracing::info!(%address, "waiting for nodes");
@@ -105,8 +114,8 @@ impl Accept {
                 let greeting = tokio::time::timeout(GREETING_TIMEOUT, door.greet(stream)).await;
                 drop(permit);
                 match greeting {
-                    Ok(Ok((peer, agent, labels))) => {
-                        stop.run_until_cancelled(door.keep(peer, agent, labels)).await;
+                    Ok(Ok(greeted)) => {
+                        stop.run_until_cancelled(door.keep(greeted)).await;
                     }
                     Ok(Err(error)) => {
                         tracing::warn!(%from, error = error.chain(), "refused a peer");
@@ -119,10 +128,7 @@ impl Accept {
         }
     }
 
-    async fn greet(
-        &self,
-        stream: TcpStream,
-    ) -> Result<(Peer, RemoteAgent, Option<watch::Receiver<Option<Labels>>>)> {
+    async fn greet(&self, stream: TcpStream) -> Result<Greeted> {
         stream
             .set_nodelay(true)
             .map_err(|e| Error::host("cannot set up a connection").because(e))?;
@@ -142,7 +148,7 @@ impl Accept {
                 return Err(error);
             }
         };
-        let now = labels.as_ref().and_then(|l| l.borrow().clone());
+        let now = labels.borrow().clone();
         let welcome = Welcome {
             protocol: PROTOCOL,
             refusal: String::new(),
@@ -150,13 +156,10 @@ impl Accept {
         };
         hello::send(&mut stream, &welcome).await?;
         let agent = RemoteAgent::new(peer.node.clone(), stream).await?;
-        Ok((peer, agent, labels))
+        Ok(Greeted { peer, agent, labels })
     }
 
-    async fn judge(
-        &self,
-        hello: &Hello,
-    ) -> Result<(Peer, Option<watch::Receiver<Option<Labels>>>)> {
+    async fn judge(&self, hello: &Hello) -> Result<(Peer, watch::Receiver<Option<Labels>>)> {
         if hello.protocol != PROTOCOL {
             return Err(Error::invalid(format!(
                 "the agent speaks version {} of the protocol, this controller version {PROTOCOL}: update one of them",
@@ -171,19 +174,12 @@ impl Accept {
         }
         let peer = self.authenticator.authenticate(&hello.token).await?;
         tracing::debug!(node = %peer.node, version = hello.version, "greeted");
-        let labels = match &self.labels {
-            Some(labels) => Some(labels.labels(&peer.node).await?),
-            None => None,
-        };
+        let labels = self.labels.labels(&peer.node);
         Ok((peer, labels))
     }
 
-    async fn keep(
-        &self,
-        peer: Peer,
-        agent: RemoteAgent,
-        labels: Option<watch::Receiver<Option<Labels>>>,
-    ) {
+    async fn keep(&self, greeted: Greeted) {
+        let Greeted { peer, agent, labels } = greeted;
         let session = self.registry.connect(peer.node.clone(), Arc::new(agent.clone()));
         tracing::info!(node = %peer.node, pod = peer.pod, "the node is connected");
         let error = tokio::select! {
@@ -194,17 +190,11 @@ impl Accept {
     }
 }
 
-async fn tell_labels(
-    agent: &RemoteAgent,
-    labels: Option<watch::Receiver<Option<Labels>>>,
-) -> Error {
-    let Some(mut labels) = labels else { return std::future::pending().await };
+async fn tell_labels(agent: &RemoteAgent, mut labels: watch::Receiver<Option<Labels>>) -> Error {
     while labels.changed().await.is_ok() {
         let now = labels.borrow_and_update().clone();
-        if let Some(Err(error)) = match now {
-            Some(now) => Some(agent.update_labels(now).await),
-            None => None,
-        } {
+        let Some(now) = now else { continue };
+        if let Err(error) = agent.update_labels(now).await {
             return error;
         }
     }

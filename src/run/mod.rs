@@ -2,19 +2,27 @@
 //! used here or nowhere.
 
 mod config_file;
+mod controller;
+mod node;
 pub mod standalone;
 
 use std::fs::DirBuilder;
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::sync::Arc;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::{self, IsReady};
 use crate::cli::{Cli, Mode};
+use crate::csi::Readiness;
+use crate::domain::Inventory;
 use crate::error::{Error, Result};
 use crate::host::{Host, Linux};
 use crate::lvm::command;
-use crate::metrics::ProgramMetrics;
+use crate::metrics::{Metrics, ProgramMetrics};
 use crate::telemetry;
 
 /// The oldest LVM that takes `--devices` and `--setautoactivation`.
@@ -26,12 +34,40 @@ const LVM_MIN: (u64, u64, u64) = (2, 3, 12);
 /// When it cannot start, or a part of it fails.
 pub async fn run(cli: Cli) -> Result<()> {
     let stop = CancellationToken::new();
+    let common = match &cli.mode {
+        Mode::Controller(options) => &options.common,
+        Mode::Node(options) => &options.common,
+        Mode::Standalone(options) => &options.common,
+    };
+    telemetry::start(&common.log, common.log_format)?;
+    end_on_signal(&stop)?;
     match cli.mode {
-        Mode::Standalone(options) => {
-            telemetry::start(&options.common.log, options.common.log_format)?;
-            end_on_signal(&stop)?;
-            standalone::run(options, stop).await
-        }
+        Mode::Controller(options) => controller::run(options, stop).await,
+        Mode::Node(options) => node::run(options, stop).await,
+        Mode::Standalone(options) => standalone::run(options, stop).await,
+    }
+}
+
+/// Serves metrics and probes where an address is given; waits for ever where none is.
+async fn http(
+    address: Option<SocketAddr>,
+    metrics: Metrics,
+    is_ready: IsReady,
+    stop: &CancellationToken,
+) -> Result<()> {
+    match address {
+        Some(address) => admin::serve(address, metrics, is_ready, stop.clone()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ready when the inventory is there, which an agent's first report makes.
+#[derive(Debug)]
+pub struct Ready(watch::Receiver<Arc<Inventory>>);
+
+impl Readiness for Ready {
+    fn is_ready(&self) -> bool {
+        self.0.borrow().revision > 0
     }
 }
 

@@ -5,19 +5,18 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::config_file;
-use crate::admin;
-use crate::agent::Agent;
+use super::{Ready, config_file};
+use crate::admin::IsReady;
+use crate::agent::{Agent, Labels};
 use crate::cli::{Common, Disks, Standalone};
 use crate::controller::{Controller, Registry};
-use crate::csi::{
-    self, ControllerService, IdentityService, NodeService, Observer, Readiness, Services,
-};
-use crate::domain::{Inventory, VolumeAgent};
+use crate::csi::{self, ControllerService, IdentityService, NodeService, Observer, Services};
+use crate::domain::VolumeAgent;
 use crate::error::Result;
 use crate::host::Host;
 use crate::metrics::Metrics;
-use crate::names::NodeName;
+use crate::names::{NodeName, topology_key};
+use crate::net;
 
 pub(super) async fn run(options: Standalone, stop: CancellationToken) -> Result<()> {
     let Standalone { common, disks } = options;
@@ -26,18 +25,15 @@ pub(super) async fn run(options: Standalone, stop: CancellationToken) -> Result<
     let metrics = Metrics::new(&driver_name);
     let config = config_file::follow(&config, stop.clone())?;
     let host = super::host(&run_dir, metrics.programs()).await?;
-    let listener = csi::listen(&csi_endpoint)?;
+    let listener = net::unix(&csi_endpoint)?;
     tracing::info!(socket = %csi_endpoint.display(), node = %node_name, driver = driver_name, "serving");
-    let labels = watch::Sender::new(None);
+    let labels = watch::Sender::new(Some(Labels::new()));
     let agent = Agent::new(host, config.clone(), labels.subscribe());
     let services = services(&driver_name, &agent, &node_name, config, &metrics);
     metrics.show_inventory(agent.inventory());
     let (ready, watched) = (agent.inventory(), agent.clone());
-    let http = async {
-        let Some(address) = http_address else { return std::future::pending().await };
-        let is_ready: admin::IsReady = Arc::new(move || ready.borrow().revision > 0);
-        admin::serve(address, metrics, is_ready, stop.clone()).await
-    };
+    let is_ready: IsReady = Arc::new(move || ready.borrow().revision > 0);
+    let http = super::http(http_address, metrics, is_ready, &stop);
     let result = tokio::select! {
         served = csi::serve(listener, services, stop.clone()) => served,
         failed = http => failed,
@@ -84,21 +80,5 @@ pub fn services<H: Host>(
             observer.clone(),
         )),
         node: Some(NodeService::new(agent.clone(), node.clone(), topology_key, observer)),
-    }
-}
-
-/// The topology segment by which a driver names nodes.
-#[must_use]
-pub fn topology_key(driver_name: &str) -> String {
-    format!("topology.{driver_name}/node")
-}
-
-/// Ready when the inventory is there, which an agent's first report makes.
-#[derive(Debug)]
-pub struct Ready(watch::Receiver<Arc<Inventory>>);
-
-impl Readiness for Ready {
-    fn is_ready(&self) -> bool {
-        self.0.borrow().revision > 0
     }
 }

@@ -281,7 +281,7 @@ fn simulate(socket: &Path, stop: CancellationToken) -> SimHost {
     let node = NodeName::parse("n1").unwrap();
     let metrics = Metrics::new("lvm.cinderblock.dev");
     let services = services("lvm.cinderblock.dev", &agent, &node, config.subscribe(), &metrics);
-    let listener = csi::listen(socket).unwrap();
+    let listener = cinderblock::net::unix(socket).unwrap();
     tokio::spawn(async move {
         let _alive = (config, labels);
         let run = agent.run(stop.clone());
