@@ -6,6 +6,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use flate2::{Compression, GzBuilder};
 use ring::digest::{Context as Hasher, SHA256};
 use serde_json::{Value, json};
 use tar::{Builder, Header};
@@ -26,6 +27,7 @@ pub struct Image {
     folder: String,
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
+    gzip: bool,
 }
 
 /// What an archive holds.
@@ -51,6 +53,7 @@ impl Image {
             folder: String::new(),
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            gzip: false,
         }
     }
 
@@ -110,6 +113,13 @@ impl Image {
         self
     }
 
+    /// Compresses the layers, or does not: that is quicker to load and larger to keep.
+    #[must_use]
+    pub fn gzip(mut self, on: bool) -> Self {
+        self.gzip = on;
+        self
+    }
+
     /// The image's full name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -138,8 +148,8 @@ impl Image {
             "{} is no full image name: take one such as docker.io/library/x:1",
             self.name
         );
-        let layers =
-            self.layers.iter().map(|it| Blob::of(it, scratch)).collect::<Result<Vec<_>>>()?;
+        let blob = |layer| Blob::of(layer, scratch, self.gzip);
+        let layers = self.layers.iter().map(blob).collect::<Result<Vec<_>>>()?;
         let config = serde_json::to_vec(&self.config(&layers))?;
         let manifest = serde_json::to_vec(&self.manifest(&config, &layers))?;
         let index = json!({
@@ -197,17 +207,18 @@ impl Image {
             "config": config,
             "rootfs": {
                 "type": "layers",
-                "diff_ids": layers.iter().map(|it| &it.digest).collect::<Vec<_>>(),
+                "diff_ids": layers.iter().map(|it| &it.content).collect::<Vec<_>>(),
             },
         })
     }
 
     fn manifest(&self, config: &[u8], layers: &[Blob]) -> Value {
+        let suffix = if self.gzip { "+gzip" } else { "" };
         let layers: Vec<_> = layers
             .iter()
             .map(|layer| {
                 json!({
-                    "mediaType": format!("{MEDIA}.layer.v1.tar"),
+                    "mediaType": format!("{MEDIA}.layer.v1.tar{suffix}"),
                     "digest": layer.digest,
                     "size": layer.size,
                 })
@@ -258,20 +269,35 @@ pub fn inspect(archive: &Path) -> Result<Written> {
 struct Blob {
     file: File,
     size: u64,
+    /// Of the file.
     digest: String,
+    /// Of the file before it was compressed.
+    content: String,
 }
 
 impl Blob {
-    fn of(layer: &Layer, scratch: &Path) -> Result<Self> {
-        let file = nameless(scratch)?;
-        let mut sink = Hashing {
-            file: io::BufWriter::with_capacity(1 << 20, file),
-            size: 0,
-            hasher: Hasher::new(&SHA256),
-        };
-        layer.write(&mut sink)?;
-        let file = sink.file.into_inner().context("writing a layer")?;
-        Ok(Self { file, size: sink.size, digest: digest_of(sink.hasher) })
+    fn of(layer: &Layer, scratch: &Path, gzip: bool) -> Result<Self> {
+        let file = io::BufWriter::with_capacity(1 << 20, nameless(scratch)?);
+        let mut file = Hashing::new(file);
+        let mut content = None;
+        if gzip {
+            // Neither name nor time in its header.
+            let mut plain = Hashing::new(GzBuilder::new().write(file, Compression::best()));
+            layer.write(&mut plain)?;
+            content = Some(digest_of(plain.hasher));
+            file = plain.inner.finish().context("compressing a layer")?;
+        } else {
+            layer.write(&mut file)?;
+        }
+        let digest = digest_of(file.hasher);
+        let content = content.unwrap_or_else(|| digest.clone());
+        let size = file.size;
+        Ok(Self {
+            file: file.inner.into_inner().context("writing a layer")?,
+            size,
+            digest,
+            content,
+        })
     }
 }
 
@@ -290,22 +316,29 @@ fn nameless(folder: &Path) -> Result<File> {
     Ok(file)
 }
 
-struct Hashing {
-    file: io::BufWriter<File>,
+/// Counts and hashes what goes through it.
+struct Hashing<W> {
+    inner: W,
     size: u64,
     hasher: Hasher,
 }
 
-impl Write for Hashing {
+impl<W> Hashing<W> {
+    fn new(inner: W) -> Self {
+        Self { inner, size: 0, hasher: Hasher::new(&SHA256) }
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write_all(bytes)?;
+        self.inner.write_all(bytes)?;
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.inner.flush()
     }
 }
 
@@ -374,9 +407,15 @@ mod tests {
 
     #[test]
     fn every_blob_has_its_digest_as_its_name() {
+        for gzip in [false, true] {
+            check_blobs(gzip);
+        }
+    }
+
+    fn check_blobs(gzip: bool) {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("i.tar");
-        sample(folder.path()).write(&file).unwrap();
+        sample(folder.path()).gzip(gzip).write(&file).unwrap();
         let mut archive = tar::Archive::new(File::open(&file).unwrap());
         let mut blobs = BTreeMap::new();
         for entry in archive.entries().unwrap() {
@@ -396,7 +435,16 @@ mod tests {
         assert_eq!(manifest["layers"].as_array().unwrap().len(), 3);
         assert_eq!(manifest["annotations"]["c"], "d");
         let config = json(&of(&manifest["config"]));
-        assert_eq!(config["rootfs"]["diff_ids"][0], manifest["layers"][0]["digest"]);
+        let layer = &manifest["layers"][0];
+        let mut content = blobs[&of(layer)].clone();
+        assert_eq!(content.len() as u64, layer["size"].as_u64().unwrap());
+        assert_eq!(layer["mediaType"].as_str().unwrap().ends_with("tar+gzip"), gzip);
+        if gzip {
+            let mut plain = Vec::new();
+            flate2::read::GzDecoder::new(content.as_slice()).read_to_end(&mut plain).unwrap();
+            content = plain;
+        }
+        assert_eq!(config["rootfs"]["diff_ids"][0], digest(&content));
         let want = json!({
             "Entrypoint": ["/bin/program"], "Env": ["PATH=/bin"], "User": "65532:65532",
             "Labels": {"a": "b"},
