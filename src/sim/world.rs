@@ -29,6 +29,8 @@ pub struct World {
     /// Extents that hold nothing of anybody.
     pub(super) clean: BTreeSet<(LvmUuid, u64)>,
     pub(super) numbers: u64,
+    /// What makes its identifiers other than another world's.
+    name: String,
 }
 
 #[derive(Clone, Debug)]
@@ -89,6 +91,13 @@ impl World {
         world
     }
 
+    /// The same with another name: two worlds of one name give the same identifiers.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
     /// Puts something on a disk that a probe finds.
     pub fn put_on_disk(&mut self, link: &Path, what: &str) {
         if let Some(node) = self.disk_node(link)
@@ -107,7 +116,7 @@ impl World {
     /// An identifier that was never given before.
     pub(super) fn new_uuid(&mut self) -> LvmUuid {
         self.numbers = self.numbers.wrapping_add(1);
-        LvmUuid::derived(&format!("sim {}", self.numbers))
+        LvmUuid::derived(&format!("sim {} {}", self.name, self.numbers))
     }
 
     /// The VG of that name.

@@ -89,6 +89,12 @@ impl Authority {
         Ok(Self { certificate: certificate.pem(), key: key.serialize_pem() })
     }
 
+    /// Its certificate, PEM.
+    #[must_use]
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
     /// A certificate and key for a controller that nodes reach by `name`, both PEM.
     ///
     /// # Errors

@@ -24,5 +24,6 @@
 
 mod behaviour;
 mod faults;
+mod link;
 mod setup;
 mod support;

@@ -42,9 +42,17 @@ pub struct Node {
 impl Node {
     /// An agent on a host, which it may find in any state.
     pub fn start(host: &SimHost, config: &str) -> Self {
+        Self::start_with(host, config, watch::Sender::new(None).subscribe())
+    }
+
+    /// The same, where labels are told.
+    pub fn start_with(
+        host: &SimHost,
+        config: &str,
+        labels: watch::Receiver<Option<Labels>>,
+    ) -> Self {
         let config = watch::Sender::new(Arc::new(Config::parse(config).unwrap()));
-        let labels = watch::Sender::new(None::<Labels>);
-        let agent = Agent::new(host.clone(), config.subscribe(), labels.subscribe());
+        let agent = Agent::new(host.clone(), config.subscribe(), labels);
         let stop = CancellationToken::new();
         let (running, token) = (agent.clone(), stop.clone());
         let task = tokio::spawn(async move { running.run(token).await });
@@ -53,7 +61,13 @@ impl Node {
 
     /// A host with two blank disks, and an agent that has set up its backend there.
     pub async fn ready() -> Self {
-        let host = SimHost::new(World::with_disks(&[Bytes::gib(20), Bytes::gib(20)]));
+        Self::ready_as("").await
+    }
+
+    /// The same in a world of its own.
+    pub async fn ready_as(world: &str) -> Self {
+        let disks = World::with_disks(&[Bytes::gib(20), Bytes::gib(20)]);
+        let host = SimHost::new(disks.named(world));
         let node = Self::start(&host, CONFIG);
         node.wait_ready().await;
         node
