@@ -7,6 +7,7 @@
 )]
 
 mod lab;
+mod sanity;
 
 use std::process::ExitCode;
 
@@ -24,11 +25,13 @@ struct Arguments {
 enum Command {
     /// A throwaway Kubernetes with nodes in VMs; needs root
     Lab(lab::Arguments),
+    Sanity(sanity::Arguments),
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Lab(arguments) => lab::run(&arguments),
+        Command::Sanity(arguments) => sanity::run(&arguments),
     };
     done.unwrap_or_else(|error| {
         // Whoever read our output has seen enough.
@@ -59,5 +62,8 @@ mod tests {
         let words = "xtask lab kubectl get pods -A -o wide --watch";
         Arguments::try_parse_from(words.split(' ')).unwrap();
         Arguments::try_parse_from(["xtask", "lab", "run"]).unwrap_err();
+        let words = "xtask sanity block -- -ginkgo.focus=ExpandVolume -ginkgo.v";
+        Arguments::try_parse_from(words.split(' ')).unwrap();
+        Arguments::try_parse_from(["xtask", "sanity", "other"]).unwrap_err();
     }
 }

@@ -23,6 +23,7 @@ pub mod guest;
 mod guest_program;
 pub mod images;
 pub mod lab;
+pub mod libtest;
 pub mod netns;
 pub mod oci;
 pub mod packages;
@@ -31,6 +32,7 @@ pub mod process;
 mod programs;
 pub mod protocol;
 mod run_within;
+pub mod sanity;
 pub mod tools;
 pub mod vm;
 

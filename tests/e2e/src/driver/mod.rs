@@ -3,8 +3,10 @@
 mod build;
 mod csi;
 mod http;
+mod machine;
 mod standalone;
 
 pub use build::{Profile, program};
 pub use csi::{Access, Class, Csi, is_open, pb};
+pub use machine::{Machine, backend, disk};
 pub use standalone::{SOCKET, Standalone};

@@ -12,7 +12,7 @@ use super::csi::Csi;
 use super::http;
 use crate::console;
 use crate::protocol::ProcessState;
-use crate::vm::{Node, Spawned};
+use crate::vm::{Node, Spawned, remove};
 
 /// The driver's socket in the VM.
 pub const SOCKET: &str = "/run/cinderblock/csi.sock";
@@ -47,7 +47,7 @@ pub struct Standalone {
 
 impl Standalone {
     /// Puts the program (see [`super::program`]) and the configuration of its backends (YAML) where
-    /// the VM sees them.
+    /// the VM sees them, and begins a new log.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -62,6 +62,7 @@ impl Standalone {
             running: Mutex::default(),
         };
         driver.configure(backends)?;
+        remove(&driver.log())?;
         Ok(driver)
     }
 

@@ -1,0 +1,219 @@
+//! csi-sanity against the driver in a node VM. Which cases there are is csi-sanity's business; which are left out, and why, is said here.
+
+mod report;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cargo;
+use crate::driver::{Machine, Profile, SOCKET, backend, program};
+use crate::lab::Lab;
+use crate::tools::{self, Tools};
+use crate::vm::GIB;
+
+pub use report::Report;
+
+const TOOL: &str = "csi-sanity";
+const BACKEND: &str = "lvmdriver-1";
+const VG: &str = "stack-volumes-lvmdriver-1";
+
+/// Two blank disks.
+const DISKS: [u64; 2] = [8 * GIB; 2];
+
+/// In the VM, for what csi-sanity mounts.
+const FOLDER: &str = "/run/csi-sanity";
+
+/// Bytes of a volume, and after its expansion: large enough for every filesystem, small enough for
+/// dozens at once.
+const SIZES: [u64; 2] = [GIB / 2, GIB];
+
+/// A run takes two minutes on an idle machine.
+const TIMEOUT: Duration = Duration::from_mins(20);
+
+/// Cases that need a snapshot or a volume as source. Thick volumes have neither yet.
+const NEEDS_A_SOURCE: &str = "[Ss]napshot|source volume";
+
+/// What csi-sanity is run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Thin volumes with a filesystem.
+    Thin,
+    /// Thick volumes with a filesystem.
+    Thick,
+    /// Thin block volumes.
+    Block,
+}
+
+/// A run that came to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// How its cases ended.
+    pub report: Report,
+    /// What csi-sanity wrote, unless it was streamed; and after a failure the logs.
+    pub output: String,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Thin, Self::Thick, Self::Block];
+
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Thin => "thin",
+            Self::Thick => "thick",
+            Self::Block => "block",
+        }
+    }
+
+    /// What is not asked of csi-sanity, and why; none where everything is.
+    #[must_use]
+    pub fn not_asked(self) -> Option<&'static str> {
+        (self == Self::Thick).then_some("cases that need a snapshot or a source: not for thick yet")
+    }
+
+    fn parameters(self) -> String {
+        let provisioning = if self == Self::Thick { "thick" } else { "thin" };
+        format!("backend: {BACKEND}\nprovisioning: {provisioning}\n")
+    }
+
+    /// The flags that decide which cases there are.
+    fn selection(self) -> Vec<String> {
+        match self {
+            Self::Thin => Vec::new(),
+            Self::Thick => vec![format!("-ginkgo.skip={NEEDS_A_SOURCE}")],
+            Self::Block => vec!["-csi.testvolumeaccesstype=block".to_owned()],
+        }
+    }
+}
+
+/// Builds what a run needs: csi-sanity and the driver.
+///
+/// # Errors
+/// A build fails.
+pub fn build() -> Result<()> {
+    tools::ensure_only(&[TOOL])?;
+    program(Profile::Dev).map(drop)
+}
+
+/// How many cases there are with these flags of csi-sanity's own; nothing is started but csi-sanity.
+///
+/// # Errors
+/// csi-sanity cannot be built, or does not take the flags.
+pub fn count(kind: Kind, flags: &[String]) -> Result<usize> {
+    let tools = tools::ensure_only(&[TOOL])?;
+    let folder = std::env::temp_dir().join(format!("csi-sanity-{}", std::process::id()));
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let file = folder.join(format!("{}.json", kind.name()));
+    let output = Command::new(tools.program(TOOL))
+        .args(["-csi.endpoint=unix:///none", "-ginkgo.dry-run"])
+        .arg(format!("-ginkgo.json-report={}", file.display()))
+        .args(kind.selection())
+        .args(flags)
+        .output()
+        .with_context(|| format!("starting {}", tools.program(TOOL).display()))?;
+    let report = fs::read(&file).context("reading csi-sanity's list of cases");
+    drop(fs::remove_dir_all(&folder));
+    let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    ensure!(output.status.success(), "csi-sanity does not list its cases: {complaint}");
+    Ok(Report::parse(&report?)?.passed)
+}
+
+/// Runs csi-sanity in a new VM, with `flags` of its own besides ours. With `streamed` its output is
+/// copied to ours while it comes.
+///
+/// # Errors
+/// Something is missing, the VM or the driver do not come up, or csi-sanity does not come to its
+/// end. Cases that fail are no error.
+pub fn run(kind: Kind, flags: &[String], streamed: bool) -> Result<Run> {
+    let tools = tools::ensure_only(&[TOOL])?;
+    let program = program(Profile::Dev)?;
+    let name = format!("sanity-{}", kind.name());
+    let lab = Lab::at(&name, &cargo::workspace().join(".lab").join(&name))?;
+    let more = "thinPool: { name: pool0, size: 60%, overprovision: 20 }";
+    let machine = Machine::boot(lab, &DISKS, &program, &backend(BACKEND, VG, 2, more))?;
+    let ran = run_in(&machine, kind, flags, streamed, &tools);
+    match ran {
+        Ok(run) if run.report.failed.is_empty() => Ok(run),
+        Ok(run) => Ok(Run { output: format!("{}\n{}", run.output, machine.story()), ..run }),
+        Err(error) => Err(error.context(machine.story())),
+    }
+}
+
+fn run_in(
+    machine: &Machine,
+    kind: Kind,
+    flags: &[String],
+    streamed: bool,
+    tools: &Tools,
+) -> Result<Run> {
+    machine.start(BACKEND)?;
+    machine.sh(&format!("mkdir -p {FOLDER}"))?;
+    let folder = machine.lab.dir();
+    let (parameters, report) = (folder.join("parameters.yaml"), folder.join("report.json"));
+    fs::write(&parameters, kind.parameters())
+        .with_context(|| format!("writing {}", parameters.display()))?;
+    let words = words(kind, flags, &tools.program(TOOL), &parameters, &report);
+    let exec = machine.node.exec(words).timeout(TIMEOUT);
+    let (status, output) = if streamed {
+        (exec.stream(None)?, String::new())
+    } else {
+        let output = exec.run()?;
+        let text = format!("{}\n{}", output.stdout_text(), output.stderr_text());
+        (output.status, text)
+    };
+    let json = fs::read(&report).with_context(|| {
+        format!("csi-sanity ended ({status}) without a report; what it wrote: {output}")
+    })?;
+    let report = Report::parse(&json)?;
+    // Its own judgement counts as well: something besides the cases may have failed.
+    if report.failed.is_empty() && !status.success() {
+        bail!("csi-sanity ended with {status}, though no case failed; what it wrote: {output}");
+    }
+    Ok(Run { report, output })
+}
+
+fn words(
+    kind: Kind,
+    flags: &[String],
+    program: &Path,
+    parameters: &Path,
+    report: &Path,
+) -> Vec<String> {
+    let mut words = vec![
+        program.display().to_string(),
+        format!("-csi.endpoint=unix://{SOCKET}"),
+        format!("-csi.stagingdir={FOLDER}/staging"),
+        format!("-csi.mountdir={FOLDER}/mount"),
+        format!("-csi.testvolumesize={}", SIZES[0]),
+        format!("-csi.testvolumeexpandsize={}", SIZES[1]),
+        format!("-csi.testvolumeparameters={}", parameters.display()),
+        "-ginkgo.no-color".to_owned(),
+        format!("-ginkgo.json-report={}", report.display()),
+    ];
+    words.extend(kind.selection());
+    words.extend_from_slice(flags);
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_thick_has_a_skip_flag() {
+        for kind in Kind::ALL {
+            let words =
+                words(kind, &["-x".to_owned()], Path::new("p"), Path::new("q"), Path::new("r"));
+            let skips = words.iter().any(|word| word.contains("ginkgo.skip"));
+            assert_eq!(skips, kind == Kind::Thick);
+            assert_eq!(kind.not_asked().is_some(), skips);
+            assert_eq!(words.last().unwrap(), "-x");
+        }
+    }
+}
