@@ -6,6 +6,7 @@
     reason = "a developer tool talks on the terminal"
 )]
 
+mod demo;
 mod lab;
 mod sanity;
 
@@ -23,6 +24,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Arguments),
     /// A throwaway Kubernetes with nodes in VMs; needs root
     Lab(lab::Arguments),
     Sanity(sanity::Arguments),
@@ -30,6 +32,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Sanity(arguments) => sanity::run(&arguments),
     };

@@ -27,17 +27,17 @@ pub(super) struct Arguments {
 
 /// Runs it.
 pub(super) fn run(which: &Which, arguments: &Arguments) -> Result<ExitCode> {
-    let cluster = which.attach()?;
-    let node = cluster.lab().node(&arguments.node)?;
+    let node = which.lab()?.node(&arguments.node)?;
     let mut stdin = Vec::new();
     if arguments.stdin {
         std::io::stdin().read_to_end(&mut stdin).context("reading stdin")?;
     }
-    let status = node
-        .exec(&arguments.command)
-        .env("PATH", &cluster.node_path())
-        .stdin(stdin)
-        .timeout(Duration::from_secs(arguments.timeout))
-        .stream(None)?;
+    let mut exec = node.exec(&arguments.command);
+    // A lab without a cluster has no programs of its own.
+    if let Ok(cluster) = which.attach() {
+        exec = exec.env("PATH", &cluster.node_path());
+    }
+    let timeout = Duration::from_secs(arguments.timeout);
+    let status = exec.stdin(stdin).timeout(timeout).stream(None)?;
     Ok(code(status.code()))
 }

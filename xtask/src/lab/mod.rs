@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus};
 
 use anyhow::Result;
-use cinderblock_lab::Cluster;
+use cinderblock_lab::{Cluster, Lab};
 use clap::{Args, Subcommand};
 
 /// The words after `cargo xtask lab`.
@@ -49,6 +49,14 @@ enum Command {
 }
 
 impl Which {
+    /// The machines, with a cluster on them or without.
+    fn lab(&self) -> Result<Lab> {
+        match &self.dir {
+            Some(dir) => Lab::attach_at(&self.name, dir),
+            None => Lab::attach(&self.name),
+        }
+    }
+
     fn attach(&self) -> Result<Cluster> {
         match &self.dir {
             Some(dir) => Cluster::attach_at(&self.name, dir),

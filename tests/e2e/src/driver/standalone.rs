@@ -58,7 +58,7 @@ impl Standalone {
             node: node.clone(),
             program: place(program, &folder)?,
             folder,
-            log_filter: "debug".to_owned(),
+            log_filter: "info,cinderblock=debug".to_owned(),
             running: Mutex::default(),
         };
         driver.configure(backends)?;
@@ -66,7 +66,7 @@ impl Standalone {
         Ok(driver)
     }
 
-    /// Another log filter than `debug`.
+    /// Another log filter than `info,cinderblock=debug`.
     #[must_use]
     pub fn log_filter(mut self, filter: &str) -> Self {
         filter.clone_into(&mut self.log_filter);
