@@ -49,7 +49,7 @@ struct Demo {
 pub(super) fn run(keep: bool) -> Result<()> {
     let mut story = Story::new("Cinderblock without Kubernetes: CSI calls to one node");
     let machine = story.step("A machine with one blank disk", boot)?;
-    let demo = story.step("The driver makes the disk a volume group", || start(machine))?;
+    let mut demo = story.step("The driver makes the disk a volume group", || start(machine))?;
     let told = tell(&demo, &mut story, keep);
     if keep && told.is_ok() {
         let lab = "cargo xtask lab --name demo-standalone";
@@ -57,8 +57,7 @@ pub(super) fn run(keep: bool) -> Result<()> {
             "It runs on. Look around:  {lab} exec node1 -- lvs -a -o +lv_tags\n\
              Throw it away:            {lab} down"
         ));
-        // Dropping it would take the machine down.
-        std::mem::forget(demo);
+        demo.machine.keep();
         return Ok(());
     }
     told.inspect_err(|_| println!("{}", demo.machine.story()))?;

@@ -35,6 +35,7 @@ pub struct Machine {
     pub node: Node,
     /// The driver.
     pub driver: Standalone,
+    kept: bool,
 }
 
 /// The path of data disk `number` (from 1) in a VM.
@@ -71,7 +72,7 @@ impl Machine {
         let spec = disks.iter().fold(spec, |spec, bytes| spec.disk(*bytes));
         let node = lab.up(&[spec])?.remove(0);
         let driver = Standalone::new(&node, program, backends)?;
-        Ok(Self { lab, node, driver })
+        Ok(Self { lab, node, driver, kept: false })
     }
 
     /// Starts the driver and waits until the backend takes volumes.
@@ -81,6 +82,11 @@ impl Machine {
     pub fn start(&self, backend: &str) -> Result<()> {
         self.driver.start()?;
         self.driver.wait_for_backend(backend, SETUP_TIMEOUT)
+    }
+
+    /// Lets the VM and the driver run on when this is dropped.
+    pub fn keep(&mut self) {
+        self.kept = true;
     }
 
     /// What a script in the VM writes to stdout.
@@ -113,6 +119,9 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         if let Err(error) = self.lab.down() {
             say(&format!("{error:#}"));
         }
