@@ -102,11 +102,60 @@ impl Class {
             ..pb::CreateVolumeRequest::default()
         }
     }
+
+    /// The same with the content of something that is there.
+    #[must_use]
+    pub fn request_from(
+        &self,
+        name: &str,
+        bytes: u64,
+        from: Source<'_>,
+    ) -> pb::CreateVolumeRequest {
+        let volume_content_source = Some(from.content_source());
+        pb::CreateVolumeRequest { volume_content_source, ..self.request(name, bytes) }
+    }
+}
+
+/// What a volume is made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source<'a> {
+    /// The snapshot with this id: it is restored.
+    Snapshot(&'a str),
+    /// The volume with this id: it is cloned.
+    Volume(&'a str),
+}
+
+impl Source<'_> {
+    /// As CSI says it.
+    #[must_use]
+    pub fn content_source(self) -> pb::VolumeContentSource {
+        use pb::volume_content_source::{SnapshotSource, Type, VolumeSource};
+        let from = match self {
+            Self::Snapshot(id) => Type::Snapshot(SnapshotSource { snapshot_id: id.to_owned() }),
+            Self::Volume(id) => Type::Volume(VolumeSource { volume_id: id.to_owned() }),
+        };
+        pb::VolumeContentSource { r#type: Some(from) }
+    }
 }
 
 fn range(bytes: u64) -> pb::CapacityRange {
     let required_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
     pb::CapacityRange { required_bytes, limit_bytes: 0 }
+}
+
+fn publish_request(
+    volume: &str,
+    access: Access,
+    staging: &Path,
+    target: &Path,
+) -> pb::NodePublishVolumeRequest {
+    pb::NodePublishVolumeRequest {
+        volume_id: volume.to_owned(),
+        staging_target_path: text(staging),
+        target_path: text(target),
+        volume_capability: Some(access.capability()),
+        ..pb::NodePublishVolumeRequest::default()
+    }
 }
 
 fn text(path: &Path) -> String {
@@ -324,13 +373,23 @@ impl Csi {
         staging: &Path,
         target: &Path,
     ) -> Result<(), Status> {
-        let request = pb::NodePublishVolumeRequest {
-            volume_id: volume.to_owned(),
-            staging_target_path: text(staging),
-            target_path: text(target),
-            volume_capability: Some(access.capability()),
-            ..pb::NodePublishVolumeRequest::default()
-        };
+        let request = publish_request(volume, access, staging, target);
+        self.node(async |mut it| it.node_publish_volume(request).await).map(drop)
+    }
+
+    /// `NodePublishVolume`, to be read only.
+    ///
+    /// # Errors
+    /// As [`Csi::controller`].
+    pub fn publish_read_only(
+        &self,
+        volume: &str,
+        access: Access,
+        staging: &Path,
+        target: &Path,
+    ) -> Result<(), Status> {
+        let request = publish_request(volume, access, staging, target);
+        let request = pb::NodePublishVolumeRequest { readonly: true, ..request };
         self.node(async |mut it| it.node_publish_volume(request).await).map(drop)
     }
 
@@ -344,6 +403,20 @@ impl Csi {
             target_path: text(target),
         };
         self.node(async |mut it| it.node_unpublish_volume(request).await).map(drop)
+    }
+
+    /// `NodeGetVolumeStats`.
+    ///
+    /// # Errors
+    /// As [`Csi::controller`].
+    pub fn stats(&self, volume: &str, path: &Path) -> Result<Vec<pb::VolumeUsage>, Status> {
+        let request = pb::NodeGetVolumeStatsRequest {
+            volume_id: volume.to_owned(),
+            volume_path: text(path),
+            ..pb::NodeGetVolumeStatsRequest::default()
+        };
+        let answer = self.node(async |mut it| it.node_get_volume_stats(request).await)?;
+        Ok(answer.usage)
     }
 
     /// `NodeExpandVolume`; the size then, in bytes.

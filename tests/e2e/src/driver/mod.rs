@@ -3,10 +3,12 @@
 mod build;
 mod csi;
 mod http;
+mod lvm_count;
 mod machine;
 mod standalone;
 
 pub use build::{Profile, program};
-pub use csi::{Access, Class, Csi, is_open, pb};
+pub use csi::{Access, Class, Csi, Source, is_open, pb};
+pub use lvm_count::{LvmCount, Programs};
 pub use machine::{Machine, backend, disk};
 pub use standalone::{SOCKET, Standalone};
