@@ -3,12 +3,14 @@
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a developer tool talks on the terminal"
+    clippy::arithmetic_side_effects,
+    reason = "a developer tool: it talks on the terminal, and counts tests"
 )]
 
 mod demo;
 mod lab;
 mod sanity;
+mod test;
 
 use std::process::ExitCode;
 
@@ -28,6 +30,7 @@ enum Command {
     /// A throwaway Kubernetes with nodes in VMs; needs root
     Lab(lab::Arguments),
     Sanity(sanity::Arguments),
+    Test(test::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Sanity(arguments) => sanity::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
     };
     done.unwrap_or_else(|error| {
         // Whoever read our output has seen enough.
@@ -68,5 +72,7 @@ mod tests {
         let words = "xtask sanity block -- -ginkgo.focus=ExpandVolume -ginkgo.v";
         Arguments::try_parse_from(words.split(' ')).unwrap();
         Arguments::try_parse_from(["xtask", "sanity", "other"]).unwrap_err();
+        Arguments::try_parse_from(["xtask", "test"]).unwrap();
+        Arguments::try_parse_from(["xtask", "test", "lvm"]).unwrap();
     }
 }

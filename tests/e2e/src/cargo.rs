@@ -23,16 +23,35 @@ pub struct Artifact {
     pub executable: PathBuf,
 }
 
+/// A target of a package of this workspace, built or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its name.
+    pub name: String,
+    /// What kind of target: `bin`, `lib`, `test` and others.
+    pub kind: String,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    targets: Vec<RawTarget>,
+}
+
 #[derive(Deserialize)]
 struct Message {
     executable: Option<PathBuf>,
     manifest_path: Option<PathBuf>,
-    target: Option<Target>,
+    target: Option<RawTarget>,
     profile: Option<Profile>,
 }
 
 #[derive(Deserialize)]
-struct Target {
+struct RawTarget {
     name: String,
     kind: Vec<String>,
 }
@@ -56,8 +75,44 @@ pub fn workspace() -> PathBuf {
 pub fn command() -> Result<Command> {
     let cargo = std::env::var_os("CARGO").map(PathBuf::from).or_else(|| programs::find("cargo"));
     let mut command = Command::new(cargo.context("cargo is not in PATH: install Rust")?);
-    command.current_dir(workspace()).stdin(Stdio::null());
+    detach(command.current_dir(workspace()).stdin(Stdio::null()));
     Ok(command)
+}
+
+/// Keeps from a command what cargo has told us about our own package. A cargo that inherits it
+/// compiles every crate anew whose build script looks at it.
+pub fn detach(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(is_about_the_caller) {
+            command.env_remove(name);
+        }
+    }
+}
+
+/// Whether it is such a variable.
+fn is_about_the_caller(variable: &str) -> bool {
+    let told = ["CARGO_BIN_NAME", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"];
+    told.contains(&variable)
+        || variable.starts_with("CARGO_PKG_")
+        || variable.starts_with("CARGO_MANIFEST_")
+}
+
+/// All targets of this workspace; nothing is built.
+///
+/// # Errors
+/// Cargo cannot be started or fails.
+pub fn targets() -> Result<Vec<Target>> {
+    let output = command()?
+        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting cargo")?;
+    ensure!(output.status.success(), "`cargo metadata` failed: its errors are above");
+    let data: Metadata = serde_json::from_slice(&output.stdout).context("`cargo metadata`")?;
+    let targets = data.packages.into_iter().flat_map(|package| package.targets);
+    Ok(targets
+        .filter_map(|it| Some(Target { kind: it.kind.into_iter().next()?, name: it.name }))
+        .collect())
 }
 
 /// Runs a cargo command that builds, with cargo's own messages on stderr, and returns the programs
@@ -107,6 +162,25 @@ mod tests {
         assert_eq!(artifact(&line.replace("\"/t/service-1\"", "null")), None);
         assert_eq!(artifact(r#"{"reason":"build-finished","success":true}"#), None);
         assert_eq!(artifact("no json"), None);
+    }
+
+    #[test]
+    fn only_what_is_about_the_caller_is_kept_from_cargo() {
+        for name in ["CARGO_PKG_NAME", "CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "OUT_DIR"] {
+            assert!(is_about_the_caller(name), "{name}");
+        }
+        for name in ["CARGO_HOME", "CARGO_TARGET_DIR", "CARGO_BUILD_JOBS", "PATH"] {
+            assert!(!is_about_the_caller(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn targets_are_there_before_they_are_built() {
+        let targets = targets().unwrap();
+        let has = |kind: &str, name: &str| {
+            targets.contains(&Target { name: name.to_owned(), kind: kind.to_owned() })
+        };
+        assert!(has("bin", "cinderblock") && has("test", "cluster") && !has("bin", "cluster"));
     }
 
     #[test]

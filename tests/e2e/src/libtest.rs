@@ -11,14 +11,15 @@ pub enum Ended {
     Ignored,
 }
 
-/// What the lines of one executable's stdout have told so far.
+/// What the lines of one executable's stdout have told so far; or of several, one after the other,
+/// as for tests in documentation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Tests that are to run, from the first line.
+    /// Tests that are to run, from the first line of each.
     pub planned: usize,
     /// Tests whose line was seen.
     pub ended: usize,
-    /// The numbers of the last line. None: the executable did not come to its end.
+    /// The numbers of the last line of each. None: no executable came to its end.
     pub counts: Option<Counts>,
 }
 
@@ -41,15 +42,30 @@ impl std::ops::AddAssign for Counts {
     }
 }
 
+impl Counts {
+    /// All tests that were asked for.
+    #[must_use]
+    pub fn total(self) -> usize {
+        self.passed + self.failed + self.skipped
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { passed, failed, skipped } = self;
+        write!(formatter, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
 impl Report {
     /// Takes in one line; the test that it is about, if it is about one.
     pub fn take<'a>(&mut self, line: &'a str) -> Option<(&'a str, Ended)> {
         if let Some(counts) = result(line) {
-            self.counts = Some(counts);
+            *self.counts.get_or_insert_default() += counts;
             return None;
         }
         if let Some(planned) = planned(line) {
-            self.planned = planned;
+            self.planned += planned;
             return None;
         }
         let case = case(line)?;
@@ -119,6 +135,17 @@ mod tests {
         assert_eq!(cases, want);
         assert_eq!((report.planned, report.ended), (4, 4));
         assert_eq!(report.counts, Some(Counts { passed: 2, failed: 1, skipped: 1 }));
+    }
+
+    #[test]
+    fn one_after_the_other() {
+        let mut report = Report::default();
+        let output = "running 1 test\ntest a ... ok\n\ntest result: ok. 1 passed; 0 failed; \
+            0 ignored; 0 measured; 0 filtered out; finished in 0.01s\n\n"
+            .repeat(2);
+        assert_eq!(output.lines().filter_map(|line| report.take(line)).count(), 2);
+        assert_eq!(report.planned, 2);
+        assert_eq!(report.counts, Some(Counts { passed: 2, failed: 0, skipped: 0 }));
     }
 
     #[test]

@@ -91,14 +91,14 @@ fn reason(message: &str) -> String {
     message.lines().next().unwrap_or_default().trim_end_matches([',', '.']).to_owned()
 }
 
-/// What csi-sanity itself left out, in one line; empty when it was nothing.
+/// What csi-sanity itself leaves out, in one line; empty when it was nothing.
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number: usize = self.left_out.values().sum();
         if number > 0 {
             let reasons: Vec<_> =
                 self.left_out.iter().map(|(why, many)| format!("{why} ({many})")).collect();
-            write!(formatter, "csi-sanity left out {number}: {}", reasons.join(", "))?;
+            write!(formatter, "csi-sanity leaves out {number} cases: {}", reasons.join(", "))?;
         }
         if self.turned_off > 0 {
             let before = if number > 0 { "; " } else { "" };
@@ -135,7 +135,8 @@ mod tests {
         assert_eq!((report.passed, report.turned_off), (1, 1));
         assert_eq!(report.failed, ["Node b", "Node c"]);
         assert_eq!(report.not_asked, ["Node d"]);
-        let line = "csi-sanity left out 2: NodeX not supported (2); 1 turned off by its authors";
+        let line =
+            "csi-sanity leaves out 2 cases: NodeX not supported (2); 1 turned off by its authors";
         assert_eq!(report.to_string(), line);
         assert_eq!(report.counts(), Counts { passed: 1, failed: 2, skipped: 0 });
         Report::parse(b"{").unwrap_err();

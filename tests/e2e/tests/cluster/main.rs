@@ -1,4 +1,4 @@
-//! A whole cluster: two nodes, pods, Services, DNS, tokens, reboots. Takes minutes, so it runs only when asked: `cargo test -p cinderblock-lab --test cluster`.
+//! A whole cluster: two nodes, pods, Services, DNS, tokens, reboots. Takes minutes, so it runs only when asked: `cargo xtask test lab-cluster`.
 //!
 //! It needs root and three GiB of memory, and fails without.
 

@@ -11,9 +11,7 @@ use crate::support::{small, test_lab};
 
 #[test]
 fn programs_in_a_guest() -> Result<()> {
-    let Some(test) = test_lab("calls")? else {
-        return Ok(());
-    };
+    let test = test_lab("calls")?;
     let node = test.lab.up(&[small(1)])?.remove(0);
     ends(&node)?;
     streams(&node)?;

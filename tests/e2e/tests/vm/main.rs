@@ -1,6 +1,6 @@
 //! Real VMs: boots them, runs programs in them, cuts their power. Needs root, the lab's packages and half a GiB of memory per node.
 //!
-//! Without root or packages the tests say so and pass; with `CINDERBLOCK_LAB=required` they fail.
+//! Without root or packages the tests fail; so they run only when asked: `cargo xtask test lab`.
 
 #![allow(
     clippy::tests_outside_test_module,
