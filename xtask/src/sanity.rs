@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
 enum Words {
     /// Thin volumes with a filesystem
     Thin,
-    /// Thick volumes with a filesystem; cases that need a snapshot or a source are not asked
+    /// Thick volumes with a filesystem; cases that need a snapshot or a clone are not asked
     Thick,
     /// Thin block volumes
     Block,
@@ -56,8 +56,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         println!("{left_out}");
     }
     if !report.not_asked.is_empty() {
-        let why = kind.not_asked().map(|why| format!(" ({why})")).unwrap_or_default();
-        println!("{} not asked{why}", report.not_asked.len());
+        let why = kind.not_asked().map(|why| format!(": {why}")).unwrap_or_default();
+        println!("{} cases are not asked{why}", report.not_asked.len());
     }
     for name in &report.failed {
         println!("failed: {name}");
