@@ -30,7 +30,7 @@ struct Which {
     /// The lab's name
     #[arg(long, global = true, default_value = "dev")]
     name: String,
-    /// The lab's directory [default: .lab/<NAME> in the workspace]
+    /// The lab's directory [default: .lab/NAME in the workspace]
     #[arg(long, global = true, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
