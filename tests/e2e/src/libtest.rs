@@ -81,7 +81,7 @@ fn planned(line: &str) -> Option<usize> {
     number.parse().ok()
 }
 
-/// `test a::b ... ok`
+/// `test a::b ... ok`; some harnesses fill up short names with spaces.
 fn case(line: &str) -> Option<(&str, Ended)> {
     let (name, how) = line.strip_prefix("test ")?.split_once(" ... ")?;
     let ended = match how {
@@ -90,7 +90,7 @@ fn case(line: &str) -> Option<(&str, Ended)> {
         _ if how == "ignored" || how.starts_with("ignored, ") => Ended::Ignored,
         _ => return None,
     };
-    Some((name, ended))
+    Some((name.trim_end(), ended))
 }
 
 /// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.00s`
@@ -140,10 +140,11 @@ mod tests {
     #[test]
     fn one_after_the_other() {
         let mut report = Report::default();
-        let output = "running 1 test\ntest a ... ok\n\ntest result: ok. 1 passed; 0 failed; \
+        let output = "running 1 test\ntest a    ... ok\n\ntest result: ok. 1 passed; 0 failed; \
             0 ignored; 0 measured; 0 filtered out; finished in 0.01s\n\n"
             .repeat(2);
-        assert_eq!(output.lines().filter_map(|line| report.take(line)).count(), 2);
+        let cases: Vec<_> = output.lines().filter_map(|line| report.take(line)).collect();
+        assert_eq!(cases, [("a", Ended::Passed); 2]);
         assert_eq!(report.planned, 2);
         assert_eq!(report.counts, Some(Counts { passed: 2, failed: 0, skipped: 0 }));
     }

@@ -251,7 +251,11 @@ impl Follower {
         if counts.failed == 0 && !status.success() {
             return self.failure(counts, format!("{name}: no test failed, but it ended: {status}"));
         }
-        Outcome { counts, failed: std::mem::take(&mut self.failed) }
+        // Where tests write past the harness, a name may not stand where it should.
+        let unnamed = counts.failed.saturating_sub(self.failed.len());
+        let more = (unnamed > 0).then(|| format!("{unnamed} more in {name}: see its output above"));
+        let failed = std::mem::take(&mut self.failed).into_iter().chain(more).collect();
+        Outcome { counts, failed }
     }
 
     fn failure(&mut self, counts: Counts, why: String) -> Outcome {
@@ -296,6 +300,11 @@ mod tests {
         ));
         assert_eq!(outcome.counts, Counts { passed: 1, failed: 1, skipped: 0 });
         assert_eq!(outcome.failed, ["b"]);
+        let outcome = sh(&format!(
+            "echo running 1 test; echo 'test b ... something FAILED'; \
+             echo 'test result: FAILED. 0 passed; 1 failed; {RESULT}'; exit 101"
+        ));
+        assert_eq!(outcome.failed, ["1 more in it: see its output above"]);
     }
 
     #[test]
