@@ -5,7 +5,9 @@ mod rings;
 mod sanity;
 
 use std::ffi::OsString;
+use std::num::NonZero;
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -165,9 +167,12 @@ fn run_ring(job: &Job, filter: Option<&str>) -> Result<Done> {
     let ring = job.ring;
     println!("\n{ring}: {}", ring.about);
     let start = Instant::now();
+    // A VM has one CPU. More of them than this would take more memory than docs/testing.md says.
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let at_once = (ring.needs == Needs::Vms).then(|| cores.min(4));
     let mut outcome = Outcome::default();
     for program in &job.programs {
-        let ran = program.run(filter, ring.needs != Needs::Nothing);
+        let ran = program.run(filter, ring.needs != Needs::Nothing, at_once);
         outcome.add(ran.with_context(|| format!("in ring {ring}"))?);
     }
     if !job.kinds.is_empty() {

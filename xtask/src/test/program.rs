@@ -82,11 +82,19 @@ impl Program {
     }
 
     /// Runs its tests, or those with names with this part. When one fails all output is shown.
-    /// With `live` each test is shown when it ends.
-    pub(crate) fn run(&self, filter: Option<&str>, live: bool) -> Result<Outcome> {
+    /// With `live` each test is shown when it ends. `at_once` is how many tests may run side by
+    /// side, if that is not for the program to say.
+    pub(crate) fn run(
+        &self,
+        filter: Option<&str>,
+        live: bool,
+        at_once: Option<usize>,
+    ) -> Result<Outcome> {
         let words: Vec<_> = ["--color=never"].into_iter().chain(filter).collect();
+        let threads = at_once.map(|number| format!("--test-threads={number}"));
         let mut child = self
             .command(&words)?
+            .args(threads)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -272,7 +280,7 @@ mod tests {
     fn sh(script: &str) -> Outcome {
         let words = ["sh", "-c", script].map(OsString::from).to_vec();
         let program = Program { name: "it".to_owned(), folder: "/".into(), words };
-        program.run(None, false).unwrap()
+        program.run(None, false, None).unwrap()
     }
 
     const RESULT: &str = "0 ignored; 0 measured; 0 filtered out; finished in 0s";

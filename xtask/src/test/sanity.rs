@@ -1,6 +1,7 @@
 //! csi-sanity as a ring: one run per kind of volume, each of its cases counted as a test. The runs themselves are in the lab.
 
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use cinderblock_lab::sanity::{self, Kind};
@@ -25,29 +26,46 @@ pub(super) fn kinds(filter: Option<&str>) -> Result<Vec<Kind>> {
     Ok(kinds)
 }
 
-/// Runs these kinds.
+/// Runs these kinds side by side: each has a VM of its own, and a VM has one CPU.
 pub(super) fn run(kinds: &[Kind], filter: Option<&str>) -> Outcome {
-    let mut outcome = Outcome::default();
-    for kind in kinds {
-        let start = Instant::now();
-        match sanity::run(*kind, &flags(filter), false) {
-            Ok(run) => {
-                show(*kind, &run, filter, start);
-                let names = run.report.failed.iter();
-                let failed = names.map(|case| format!("{}: {case}", kind.name())).collect();
-                outcome.add(Outcome { counts: run.report.counts(), failed });
-            }
-            Err(error) => {
-                println!("{error:#}");
-                outcome
-                    .fail(format!("csi-sanity on {} volumes did not come to its end", kind.name()));
+    let flags = flags(filter);
+    thread::scope(|scope| {
+        let start = |kind: &Kind| {
+            let (kind, flags) = (*kind, &flags);
+            (kind, scope.spawn(move || timed(kind, flags)))
+        };
+        let started: Vec<_> = kinds.iter().map(start).collect();
+        let mut outcome = Outcome::default();
+        for (kind, thread) in started {
+            let Ok((ran, took)) = thread.join() else {
+                outcome.fail(format!("csi-sanity on {} volumes: a panic", kind.name()));
+                continue;
+            };
+            match ran {
+                Ok(run) => outcome.add(judge(kind, &run, filter, took)),
+                Err(error) => {
+                    println!("{error:#}");
+                    let name = kind.name();
+                    outcome.fail(format!("csi-sanity on {name} volumes did not come to its end"));
+                }
             }
         }
-    }
-    outcome
+        outcome
+    })
 }
 
-fn show(kind: Kind, run: &sanity::Run, filter: Option<&str>, start: Instant) {
+fn timed(kind: Kind, flags: &[String]) -> (Result<sanity::Run>, Duration) {
+    let start = Instant::now();
+    (sanity::run(kind, flags, false), start.elapsed())
+}
+
+fn judge(kind: Kind, run: &sanity::Run, filter: Option<&str>, took: Duration) -> Outcome {
+    show(kind, run, filter, took);
+    let failed = run.report.failed.iter().map(|case| format!("{}: {case}", kind.name()));
+    Outcome { counts: run.report.counts(), failed: failed.collect() }
+}
+
+fn show(kind: Kind, run: &sanity::Run, filter: Option<&str>, took: Duration) {
     let report = &run.report;
     if !report.failed.is_empty() {
         println!("--- output of csi-sanity, {} ---", kind.name());
@@ -55,7 +73,7 @@ fn show(kind: Kind, run: &sanity::Run, filter: Option<&str>, start: Instant) {
         println!("--- end of the output of csi-sanity, {} ---", kind.name());
     }
     let name = kind.name();
-    let took = seconds(start.elapsed());
+    let took = seconds(took);
     println!("  {name}: {} passed, {} failed, {took}", report.passed, report.failed.len());
     let left_out = report.to_string();
     if !left_out.is_empty() {
