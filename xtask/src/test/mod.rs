@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use cinderblock_lab::cargo::{self, Artifact, Target};
 use cinderblock_lab::sanity::Kind;
 use cinderblock_lab::{packages, tools};
@@ -71,7 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let mut done = Vec::new();
     for job in &jobs {
-        done.push(run_ring(job, filter)?);
+        done.push(run_ring(job, filter));
     }
     Ok(sum_up(&jobs, &done, start))
 }
@@ -163,7 +163,7 @@ struct Done {
     took: Duration,
 }
 
-fn run_ring(job: &Job, filter: Option<&str>) -> Result<Done> {
+fn run_ring(job: &Job, filter: Option<&str>) -> Done {
     let ring = job.ring;
     println!("\n{ring}: {}", ring.about);
     let start = Instant::now();
@@ -172,15 +172,20 @@ fn run_ring(job: &Job, filter: Option<&str>) -> Result<Done> {
     let at_once = (ring.needs == Needs::Vms).then(|| cores.min(4));
     let mut outcome = Outcome::default();
     for program in &job.programs {
-        let ran = program.run(filter, ring.needs != Needs::Nothing, at_once);
-        outcome.add(ran.with_context(|| format!("in ring {ring}"))?);
+        match program.run(filter, ring.needs != Needs::Nothing, at_once) {
+            Ok(ran) => outcome.add(ran),
+            Err(error) => outcome.fail(format!("{error:#}")),
+        }
     }
     if !job.kinds.is_empty() {
         outcome.add(sanity::run(&job.kinds, filter));
     }
+    if outcome.counts.total() == 0 {
+        outcome.fail(format!("no test of ring {ring} ran"));
+    }
     let took = start.elapsed();
     println!("{ring}: {}, {}", outcome.counts, seconds(took));
-    Ok(Done { outcome, took })
+    Done { outcome, took }
 }
 
 /// The table of all rings, what failed, and the last line.
@@ -217,6 +222,8 @@ fn seconds(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use cinderblock_lab::libtest::Counts;
+
     use super::*;
 
     #[test]
@@ -226,6 +233,19 @@ mod tests {
         for ring in &RINGS {
             assert!(help.contains(ring.name), "{ring} is not in {help}");
         }
+    }
+
+    #[test]
+    fn a_ring_that_cannot_run_fails() {
+        let ring = &RINGS[0];
+        let empty = Job { ring, programs: Vec::new(), kinds: Vec::new() };
+        assert_eq!(run_ring(&empty, None).outcome.failed, ["no test of ring unit ran"]);
+        let words = vec![OsString::from("/no/such/program")];
+        let program = Program { name: "it".to_owned(), folder: "/".into(), words };
+        let job = Job { programs: vec![program], ..empty };
+        let outcome = run_ring(&job, None).outcome;
+        assert_eq!(outcome.counts, Counts { passed: 0, failed: 1, skipped: 0 });
+        assert!(outcome.failed[0].contains("starting it"), "{outcome:?}");
     }
 
     #[test]
