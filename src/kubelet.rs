@@ -20,6 +20,10 @@ use crate::net;
 const KIND: &str = "CSIPlugin";
 /// Versions of CSI that the kubelet may speak: it looks at the first number.
 const VERSIONS: [&str; 1] = ["1.0.0"];
+/// The end of the socket's name. The kubelet says the socket's whole path, percent-encoded, as the
+/// HTTP/2 authority, and the server takes such a text only where a user's name may be: before an
+/// `@`. With any other name every call ends as `PROTOCOL_ERROR`, unseen by us.
+const SOCKET_SUFFIX: &str = "@reg.sock";
 /// After a refusal the socket is made anew, which lets the kubelet try again.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
@@ -41,7 +45,7 @@ impl Registrar {
     /// # Errors
     /// When the socket cannot be made.
     pub async fn run(self, stop: CancellationToken) -> Result<()> {
-        let socket = self.directory.join(format!("{}-reg.sock", self.driver_name));
+        let socket = self.socket();
         while !stop.is_cancelled() {
             let refused = Arc::new(Notify::new());
             let listener = net::unix(&socket)?;
@@ -68,6 +72,10 @@ impl Registrar {
         }
         take_back(&socket);
         Ok(())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.join(format!("{}{SOCKET_SUFFIX}", self.driver_name))
     }
 }
 
@@ -109,5 +117,31 @@ impl Registration for Service {
             self.refused.notify_one();
         }
         Ok(Response::new(pb::RegistrationStatusResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As grpc-go makes an authority of what it dials (`encodeAuthority`).
+    fn authority(path: &str) -> String {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.~!$&'()*+,;=:[]@".contains(c);
+        path.chars()
+            .map(|c| if plain(c) { c.to_string() } else { format!("%{:02X}", u32::from(c)) })
+            .collect()
+    }
+
+    #[test]
+    fn the_kubelets_way_to_the_socket_is_an_authority() {
+        let registrar = Registrar {
+            directory: "/var/lib/kubelet/plugins_registry".into(),
+            driver_name: "lvm.cinderblock.dev".to_owned(),
+            endpoint: "/csi/csi.sock".into(),
+        };
+        let socket = registrar.socket().to_string_lossy().into_owned();
+        assert!(authority(&socket).parse::<http::uri::Authority>().is_ok(), "{socket}");
+        let other = socket.replace('@', "-");
+        assert!(authority(&other).parse::<http::uri::Authority>().is_err(), "{other}");
     }
 }

@@ -8,6 +8,7 @@
 )]
 
 mod demo;
+mod image;
 mod lab;
 mod sanity;
 mod test;
@@ -29,6 +30,7 @@ enum Command {
     Demo(demo::Arguments),
     /// A throwaway Kubernetes with nodes in VMs; needs root
     Lab(lab::Arguments),
+    Image(image::Arguments),
     Sanity(sanity::Arguments),
     Test(test::Arguments),
 }
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
+        Command::Image(arguments) => image::run(&arguments),
         Command::Sanity(arguments) => sanity::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     };

@@ -1,9 +1,9 @@
-//! `lab up`: options from the command line. Installing the driver is no part of it yet.
+//! `lab up`: options from the command line. The cluster and the driver's installation are in the lab.
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use cinderblock_lab::{Cluster, Options};
+use anyhow::{Context, Result};
+use cinderblock_lab::{Cluster, Options, install};
 use clap::Args;
 
 use super::Which;
@@ -30,12 +30,14 @@ pub(super) struct Arguments {
 
 /// Runs it.
 pub(super) fn run(which: &Which, arguments: &Arguments) -> Result<ExitCode> {
-    // Whoever adds the driver installs it below, after the cluster is up.
-    if !arguments.no_driver {
-        bail!("installing the driver is not there yet: take --no-driver");
-    }
     let cluster = Cluster::up(options(which, arguments))?;
+    if !arguments.no_driver {
+        install::install(&cluster, &install::values())?;
+    }
     println!("{}", cluster.status()?);
+    if !arguments.no_driver {
+        println!("StorageClasses {} and {}", install::THIN, install::THICK);
+    }
     println!("try: cargo xtask lab kubectl get pods -A");
     Ok(ExitCode::SUCCESS)
 }

@@ -15,6 +15,17 @@ pub enum Profile {
     Release,
 }
 
+impl Profile {
+    /// Its name, as cargo's options have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Release => "release",
+        }
+    }
+}
+
 /// Builds the driver (a moment when it is fresh) and returns its program.
 ///
 /// # Errors
