@@ -7,6 +7,7 @@
     reason = "a developer tool: it talks on the terminal, and counts tests"
 )]
 
+mod chart;
 mod demo;
 mod image;
 mod lab;
@@ -27,6 +28,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Chart(chart::Arguments),
     Demo(demo::Arguments),
     /// A throwaway Kubernetes with nodes in VMs; needs root
     Lab(lab::Arguments),
@@ -37,6 +39,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
+        Command::Chart(arguments) => chart::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Image(arguments) => image::run(&arguments),
