@@ -55,17 +55,29 @@ impl<H: Host> Agent<H> {
             }
             nodes.push(node);
         }
+        self.remove_dead_links(backend).await?;
         tracing::info!(backend = %backend.name, vg = %backend.volume_group, disks = nodes.len(), "making the volume group");
         self.0.store.run(&command::create_vg(&backend.volume_group, &nodes)).await?;
         self.0.store.scan().await
     }
 
+    /// When the host's LVM removes a VG it leaves its links in /dev to udev, which knows nothing of
+    /// ours; and LVM makes no VG whose folder is there.
+    async fn remove_dead_links(&self, backend: &Backend) -> Result<()> {
+        let folder = Path::new("/dev").join(backend.volume_group.as_str());
+        let what = folder.display().to_string();
+        within(&self.0.store.host, DISK_TIMEOUT, &what, move |host| host.remove_dead_links(&folder))
+            .await?
+            .map_err(|e| Error::host(format!("cannot clear {what} of dead links")).because(e))
+    }
+
     /// Adds disks that were listed after a VG of ours was made.
     pub(super) async fn extend_vg(&self, backend: &Backend, vg: &Vg) -> Result<()> {
-        let state = vg.state();
-        if !state.tags.iter().any(|tag| tag == OWNED) {
+        if !vg.state().tags.iter().any(|tag| tag == OWNED) {
             return Ok(());
         }
+        // Refused while a disk is missing: a blank one may stand where it belongs.
+        let state = self.0.store.turn(vg).await?.refresh().await?;
         for path in &backend.create_from {
             let disk = self.disk(path).await?;
             let mut members = Vec::new();

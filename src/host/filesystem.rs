@@ -74,7 +74,13 @@ pub fn check_result(done: &Completed) -> Result<(), String> {
     match done.exit {
         // e2fsck(8): 1 is "errors corrected", 2 "corrected, reboot" (for a mounted root).
         Exit::Code(0..=2) => Ok(()),
-        Exit::Code(_) | Exit::Signal(_) => Err(done.complaint()),
+        // What it found is in its standard output.
+        Exit::Code(_) | Exit::Signal(_) => {
+            let found = done.stdout.lines().map(str::trim).filter(|line| !line.is_empty()).take(4);
+            let found: Vec<_> =
+                [done.complaint()].into_iter().chain(found.map(str::to_owned)).collect();
+            Err(found.join("; "))
+        }
     }
 }
 

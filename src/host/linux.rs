@@ -117,6 +117,10 @@ impl Host for Linux {
         }
     }
 
+    fn remove_dead_links(&self, directory: &Path) -> io::Result<()> {
+        remove_dead_links(directory)
+    }
+
     fn filesystem_usage(&self, path: &Path) -> io::Result<FilesystemUsage> {
         let stat = rustix::fs::statvfs(path)?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
@@ -143,5 +147,62 @@ impl Host for Linux {
         let sectors = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/size"))?;
         let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
         Ok(((major, minor), Bytes::new(sectors.saturating_mul(512))))
+    }
+}
+
+fn remove_dead_links(directory: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let mut empty = true;
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_symlink() && !leads_to_a_device(&entry.path())? {
+            fs::remove_file(entry.path())?;
+        } else {
+            empty = false;
+        }
+    }
+    if empty { fs::remove_dir(directory) } else { Ok(()) }
+}
+
+/// Whether a link ends at something that is there. A node without a device behind it, which stays
+/// where udev does not know of it, is nothing.
+fn leads_to_a_device(link: &Path) -> io::Result<bool> {
+    let meta = match fs::metadata(link) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    if !meta.file_type().is_block_device() {
+        return Ok(true);
+    }
+    let (major, minor) = dm::numbers(meta.rdev());
+    Path::new(&format!("/sys/dev/block/{major}:{minor}")).try_exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn only_dead_links_and_an_empty_directory_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let vg = dir.path().join("vg0");
+        remove_dead_links(&vg).unwrap();
+        fs::create_dir(&vg).unwrap();
+        symlink("/dev/null", vg.join("alive")).unwrap();
+        symlink("/no/such", vg.join("dead")).unwrap();
+        fs::write(vg.join("file"), "").unwrap();
+        remove_dead_links(&vg).unwrap();
+        assert!(vg.join("alive").is_symlink() && vg.join("file").exists());
+        assert!(!vg.join("dead").is_symlink());
+        fs::remove_file(vg.join("alive")).unwrap();
+        fs::remove_file(vg.join("file")).unwrap();
+        remove_dead_links(&vg).unwrap();
+        assert!(!vg.exists());
     }
 }

@@ -147,6 +147,13 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// When it is still there.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
+    /// Removes from a directory the links that lead nowhere, and then the directory if it is empty.
+    /// Fine when there is none.
+    ///
+    /// # Errors
+    /// When a dead link, or the empty directory, is still there.
+    fn remove_dead_links(&self, directory: &Path) -> io::Result<()>;
+
     /// How full the filesystem at a path is.
     ///
     /// # Errors

@@ -299,6 +299,11 @@ impl Host for SimHost {
         })
     }
 
+    fn remove_dead_links(&self, _directory: &Path) -> io::Result<()> {
+        // The simulated host has no links.
+        self.alive()
+    }
+
     fn filesystem_usage(&self, path: &Path) -> io::Result<FilesystemUsage> {
         self.alive()?;
         let mut world = self.world();

@@ -238,6 +238,15 @@ impl World {
         }
     }
 
+    /// Takes a disk away and puts a blank one in its place.
+    pub fn replace_disk(&mut self, link: &Path) {
+        let Some(node) = self.disk_node(link) else { return };
+        let Some(mut disk) = self.disks.get(&node).cloned() else { return };
+        self.lose_disk(link);
+        disk.holds = Holds::Nothing;
+        self.disks.insert(node, disk);
+    }
+
     /// Writes to what is mounted or bound at a path, as a pod would.
     ///
     /// # Panics

@@ -85,3 +85,16 @@ async fn a_disk_that_is_listed_later_is_added() {
     }
     assert_eq!(host.world().vg(VG).unwrap().pvs.len(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_blank_disk_in_the_place_of_a_missing_one_is_not_touched() {
+    let host = Node::ready().await.end().await;
+    host.world().replace_disk(Path::new("/dev/disk/by-id/disk1"));
+    host.arm(None);
+    let node = Node::start(&host, CONFIG);
+    tokio::time::sleep(std::time::Duration::from_mins(5)).await;
+    assert_eq!(node.host.effects(), Vec::<String>::new());
+    let error = node.create(thin("pvc-1")).await.unwrap_err();
+    assert!(error.chain().contains("misses"), "{error:?}");
+    assert_eq!(error.kind(), cinderblock::error::ErrorKind::Unavailable);
+}
