@@ -246,8 +246,13 @@ impl Standalone {
     /// The VM does not answer.
     pub fn kill_all(&self) -> Result<()> {
         let Some(pid) = self.pid() else { return Ok(()) };
-        // First stopped, so that it starts nothing between the two kills.
-        let script = "kill -STOP $1; kill -9 $1 $(busybox pgrep -P $1); true";
+        // First stopped, so that it starts nothing between the kills. Each program that it has
+        // started leads a group of its own.
+        let script = "kill -STOP $1
+             for status in $(grep -l \"^PPid:[[:space:]]*$1\\$\" /proc/[0-9]*/status 2>/dev/null); do
+                 child=${status#/proc/}; kill -9 -${child%/status} 2>/dev/null
+             done
+             kill -9 $1; true";
         self.node.exec(["sh", "-c", script, "sh", &pid.to_string()]).text()?;
         self.end(9, Duration::from_secs(20))
     }

@@ -1,0 +1,134 @@
+//! The driver is killed at random instants while volumes live their whole lives: whoever repeats his calls gets what he asked for, and nothing is lost or left.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use cinderblock_lab::driver::{Class, Csi, Machine, Source, is_open};
+use tonic::Status;
+
+use crate::support::{
+    BACKEND, GIB, MIB, Random, THICK_BLOCK, Vol, expect_nothing_left, filesystem, fill, pooled,
+    started, sum,
+};
+
+/// New lives begin for so long; the last ones come to their end.
+const TIME: Duration = Duration::from_secs(70);
+/// For one call with all its repetitions.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Repeats a call as the sidecars and the kubelet do: until it is answered for good.
+fn insist<T>(what: &str, mut call: impl FnMut() -> Result<T, Status>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match call() {
+            Ok(answer) => return Ok(answer),
+            Err(status) if is_open(&status) && start.elapsed() < PATIENCE => {
+                thread::sleep(Duration::from_millis(100));
+            }
+            Err(status) => bail!("{what}: {status:?}"),
+        }
+    }
+}
+
+/// A volume's life. Every answer that it gets is checked.
+fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Result<()> {
+    let create = |name: &str| insist("create", || Vol::create(csi, class, name, 320 * MIB));
+    let attach = |v: &Vol| {
+        insist("stage", || v.stage()).and_then(|()| insist("publish", || v.publish(&v.pod)))
+    };
+    let detach = |v: &Vol| {
+        insist("unpublish", || v.unpublish(&v.pod))?;
+        insist("unstage", || v.unstage())
+    };
+    let v = create(name)?;
+    attach(&v)?;
+    let written = fill(machine, &v.file("data"), 4)?;
+    let grown = insist("expand", || csi.expand(&v.id, 384 * MIB))?;
+    ensure!(grown == 384 * MIB, "it has {grown} bytes");
+    insist("expand on the node", || csi.expand_on_node(&v.id, &v.pod))?;
+    let mut copies = Vec::new();
+    let mut snapshot = None;
+    if class.provisioning == "thin" {
+        let of = format!("snapshot-{name}");
+        let taken = insist("snapshot", || csi.snapshot(&of, &v.id))?.snapshot_id;
+        fill(machine, &v.file("later"), 2)?;
+        for (kind, from) in
+            [("restored", Source::Snapshot(&taken)), ("cloned", Source::Volume(&v.id))]
+        {
+            let copy = format!("{name}-{kind}");
+            let bytes = if kind == "restored" { 448 * MIB } else { 384 * MIB };
+            let copy = insist(kind, || Vol::from(csi, class, &copy, bytes, from))?;
+            attach(&copy)?;
+            ensure!(sum(machine, &copy.file("data"), 4)? == written, "{kind}: other data");
+            copies.push(copy);
+        }
+        snapshot = Some(taken);
+    }
+    ensure!(sum(machine, &v.file("data"), 4)? == written, "other data");
+    detach(&v)?;
+    attach(&v)?;
+    ensure!(sum(machine, &v.file("data"), 4)? == written, "other data when staged again");
+    for it in copies.iter().chain([&v]) {
+        detach(it)?;
+        insist("delete", || it.delete())?;
+    }
+    if let Some(snapshot) = snapshot {
+        insist("delete the snapshot", || csi.delete_snapshot(&snapshot))?;
+    }
+    Ok(())
+}
+
+fn lives(machine: &Machine, class: Class, prefix: &str) -> Result<usize> {
+    let (start, csi) = (Instant::now(), machine.driver.csi()?);
+    let mut count = 0;
+    while start.elapsed() < TIME {
+        let name = format!("pvc-{prefix}-{count}");
+        life(machine, &csi, class, &name).with_context(|| format!("life of {name}"))?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Kills the driver and starts it again, until told to stop.
+fn cut(machine: &Machine, done: &AtomicBool, random: &mut Random) -> Result<usize> {
+    let mut cuts = 0;
+    while !done.load(Ordering::Relaxed) {
+        thread::sleep(Duration::from_millis(random.below(1800)));
+        if random.below(2) == 0 { machine.driver.kill() } else { machine.driver.kill_all() }?;
+        cuts += 1;
+        machine.start(BACKEND)?;
+    }
+    Ok(cuts)
+}
+
+#[test]
+fn a_driver_that_is_killed_at_random_keeps_every_promise() -> Result<()> {
+    let mut random = Random::seeded();
+    started("killed", &[4 * GIB, 4 * GIB], &pooled(2, "50%"), |machine| {
+        let done = AtomicBool::new(false);
+        let (cuts, counts) = thread::scope(|scope| {
+            let cutter = scope.spawn(|| cut(machine, &done, &mut random));
+            let classes = [
+                (filesystem("thin", "ext4"), "e"),
+                (filesystem("thin", "xfs"), "x"),
+                (THICK_BLOCK, "b"),
+            ];
+            let workers =
+                classes.map(|(class, prefix)| scope.spawn(move || lives(machine, class, prefix)));
+            let counts = workers.map(|worker| worker.join().unwrap());
+            done.store(true, Ordering::Relaxed);
+            (cutter.join().unwrap(), counts)
+        });
+        println!("{cuts:?} cuts, lives: {counts:?}");
+        for count in counts {
+            ensure!(count? > 0, "no life came to its end");
+        }
+        ensure!(cuts? >= 10, "too few cuts to prove anything");
+        let csi = machine.driver.csi()?;
+        let (volumes, snapshots) = (csi.volumes()?, csi.snapshots()?);
+        ensure!(volumes.is_empty() && snapshots.is_empty(), "{volumes:?} {snapshots:?}");
+        expect_nothing_left(machine)
+    })
+}

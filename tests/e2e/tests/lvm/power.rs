@@ -1,0 +1,118 @@
+//! Power cuts: what was synced is there, nothing is formatted twice, and a volume whose making was cut is made after all.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cinderblock_lab::driver::Machine;
+
+use crate::support::{
+    GIB, MIB, THICK_BLOCK, Vol, expect_nothing_left, filesystem, fill, pooled, power_cut, started,
+    sum,
+};
+
+#[test]
+fn synced_data_survives_a_power_cut_and_inactive_volumes_become_active() -> Result<()> {
+    started("power", &[4 * GIB, 4 * GIB], &pooled(2, "60%"), |machine| {
+        let classes = [
+            (filesystem("thin", "ext4"), "pvc-a"),
+            (filesystem("thin", "xfs"), "pvc-b"),
+            (filesystem("thick", "btrfs"), "pvc-c"),
+            (THICK_BLOCK, "pvc-d"),
+        ];
+        let csi = machine.driver.csi()?;
+        let mut before = Vec::new();
+        for (class, name) in classes {
+            let mut v = Vol::create(&csi, class, name, 320 * MIB)?;
+            v.attach()?;
+            let written = fill(machine, &v.file("data"), 8)?;
+            let uuid = uuid(machine, &v)?;
+            // Written, and never synced: it may be lost, but must not harm.
+            machine.sh(&format!(
+                "dd if=/dev/urandom of={} bs=1M count=2 seek=20 2>/dev/null",
+                v.file("more")
+            ))?;
+            v.csi = csi.clone();
+            before.push((v, written, uuid));
+        }
+        power_cut(machine)?;
+        let active = machine.sh("dmsetup ls | grep -c pvc || true")?;
+        ensure!(active == "0", "{active} volumes are active, though nobody staged them");
+        let csi = machine.driver.csi()?;
+        for (mut v, written, was) in before {
+            v.csi = csi.clone();
+            v.attach().with_context(|| v.id.clone())?;
+            ensure!(sum(machine, &v.file("data"), 8)? == written, "{}: other data", v.id);
+            ensure!(uuid(machine, &v)? == was, "{}: formatted again", v.id);
+            v.detach()?;
+            v.delete()?;
+        }
+        expect_nothing_left(machine)
+    })
+}
+
+fn uuid(machine: &Machine, v: &Vol) -> Result<String> {
+    machine.sh(&format!("blkid -p -o value -s UUID {} || true", v.device()))
+}
+
+#[test]
+fn a_volume_whose_mkfs_was_cut_is_formatted_after_all() -> Result<()> {
+    started("mkfs", &[8 * GIB, 8 * GIB], &pooled(2, "60%"), |machine| {
+        let csi = machine.driver.csi()?;
+        let mut volumes = Vec::new();
+        for (fs, name) in [("ext4", "pvc-a"), ("xfs", "pvc-b"), ("btrfs", "pvc-c")] {
+            volumes.push((fs, Vol::create(&csi, filesystem("thick", fs), name, GIB)?));
+        }
+        for (fs, v) in &volumes {
+            caught_in_the_middle(machine, fs, v)?;
+        }
+        power_cut(machine)?;
+        let csi = machine.driver.csi()?;
+        for (fs, mut v) in volumes {
+            v.csi = csi.clone();
+            v.attach().with_context(|| fs.to_owned())?;
+            let written = fill(machine, &v.file("data"), 8)?;
+            v.detach()?;
+            v.attach()?;
+            ensure!(sum(machine, &v.file("data"), 8)? == written, "{fs}: other data");
+            v.detach()?;
+            v.delete()?;
+        }
+        expect_nothing_left(machine)
+    })
+}
+
+/// Stages a new volume and stops its mkfs after it has begun to write. Nobody waits for the call.
+fn caught_in_the_middle(machine: &Machine, fs: &str, v: &Vol) -> Result<()> {
+    let script = format!(
+        "caught() {{ for at in /proc/[0-9]*; do
+           name=; {{ read -r name <$at/comm; }} 2>/dev/null; [ \"$name\" = mkfs.{fs} ] && pid=${{at#/proc/}} && return
+         done; false; }}
+         written() {{ read -r _ _ _ _ _ _ sectors _ </sys/block/$disk/stat; }}
+         : >/run/waits-for-{fs}
+         until caught; do :; done
+         kill -STOP $pid
+         disk=dm-$(($(stat -Lc 0x%T $1))); written; before=$sectors; n=0
+         while written; [ $sectors = $before ] && [ $n -lt 500 ] && kill -CONT $pid; do n=$((n+1)); kill -STOP $pid; done
+         kill -STOP $pid; grep -q '^State:.T' /proc/$pid/status && echo $((sectors-before))"
+    );
+    let node = v.device();
+    thread::scope(|scope| {
+        let (script, node) = (&script, &node);
+        let catcher =
+            scope.spawn(move || machine.node.exec(["sh", "-c", script, "sh", node]).run());
+        machine.sh(&format!("until test -e /run/waits-for-{fs}; do sleep 0.1; done"))?;
+        let hasty = v.csi.clone().with_timeout(Duration::from_secs(1));
+        let (hasty, start) = (Vol { csi: hasty, ..v.clone() }, Instant::now());
+        let staged = hasty.stage();
+        let caught = catcher.join().unwrap()?;
+        ensure!(staged.is_err(), "{fs}: staged in {:?}, mkfs was not caught", start.elapsed());
+        ensure!(
+            caught.status.success(),
+            "mkfs.{fs} ended before it was caught: {}",
+            caught.stderr_text()
+        );
+        println!("mkfs.{fs} was caught after it had written {} sectors", caught.stdout_text());
+        Ok(())
+    })
+}

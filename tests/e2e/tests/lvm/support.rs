@@ -1,0 +1,229 @@
+//! A machine per test, and short words for what is done with a volume on it. No test lives here.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use cinderblock_lab::Lab;
+use cinderblock_lab::driver::{self, Access, Class, Csi, Machine, Profile, Source};
+use tonic::{Code, Status};
+
+pub(crate) const GIB: u64 = 1 << 30;
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// The backend of most tests, and its VG.
+pub(crate) const BACKEND: &str = "fast";
+pub(crate) const VG: &str = "vg0";
+
+pub(crate) const THIN: Class = filesystem("thin", "ext4");
+pub(crate) const THICK: Class = filesystem("thick", "ext4");
+pub(crate) const THIN_BLOCK: Class = block("thin");
+pub(crate) const THICK_BLOCK: Class = block("thick");
+
+pub(crate) const fn filesystem(provisioning: &'static str, fs: &'static str) -> Class {
+    Class { backend: BACKEND, provisioning, access: Access::Filesystem(fs) }
+}
+
+pub(crate) const fn block(provisioning: &'static str) -> Class {
+    Class { backend: BACKEND, provisioning, access: Access::Block }
+}
+
+/// The configuration of backend `fast` on the first `disks` disks, with a thin pool on this part.
+pub(crate) fn pooled(disks: usize, part: &str) -> String {
+    let pool = format!("reserve: 0%\nthinPool: {{ name: pool0, size: {part}, overprovision: 20 }}");
+    driver::backend(BACKEND, VG, disks, &pool)
+}
+
+/// Runs a test on a new VM; the driver is not started. When the test fails, the logs are shown.
+pub(crate) fn bare(
+    name: &str,
+    disks: &[u64],
+    backends: &str,
+    test: impl FnOnce(&Machine) -> Result<()>,
+) -> Result<()> {
+    let program = driver::program(Profile::Dev)?;
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lvm").join(name);
+    let guest = Path::new(env!("CARGO_BIN_EXE_lab-guest"));
+    let lab = Lab::at(&format!("lvm-{name}"), &folder)?.with_guest(guest);
+    let machine = Machine::boot(lab, disks, &program, backends)?;
+    let tested = test(&machine);
+    if tested.is_err() {
+        println!("{}", machine.story());
+    }
+    tested
+}
+
+/// As [`bare`], and the driver runs and can use backend `fast`.
+pub(crate) fn started(
+    name: &str,
+    disks: &[u64],
+    backends: &str,
+    test: impl FnOnce(&Machine) -> Result<()>,
+) -> Result<()> {
+    bare(name, disks, backends, |machine| {
+        machine.start(BACKEND)?;
+        test(machine)
+    })
+}
+
+/// A power cut, a boot with the same disks, and the driver again.
+pub(crate) fn power_cut(machine: &Machine) -> Result<()> {
+    machine.node.reboot()?;
+    machine.driver.forget();
+    machine.start(BACKEND)
+}
+
+/// All LVs of the VG as LVM shows them, in order; those that LVM hides are in brackets.
+pub(crate) fn lvs(machine: &Machine) -> Result<Vec<String>> {
+    let text = machine.sh(&format!("lvs -a --noheadings -o lv_name {VG}"))?;
+    let mut names: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Fails when anything is left beside the pool: LVs, device-mapper devices, mounts.
+pub(crate) fn expect_nothing_left(machine: &Machine) -> Result<()> {
+    let found = lvs(machine)?;
+    let pool = ["[lvol0_pmspare]", "[pool0_tdata]", "[pool0_tmeta]", "pool0"];
+    ensure!(found == pool, "the volume group should hold the pool alone, but has {found:?}");
+    let devices = machine.sh("dmsetup ls | cut -f 1 | sort")?;
+    let layers = ["vg0-pool0", "vg0-pool0-tpool", "vg0-pool0_tdata", "vg0-pool0_tmeta"];
+    let strange: Vec<_> = devices.lines().filter(|name| !layers.contains(name)).collect();
+    ensure!(strange.is_empty(), "device-mapper still has {strange:?}");
+    let mounts = machine.sh("grep -E 'vg0|/dev/dm-|/run/v/' /proc/self/mountinfo || true")?;
+    ensure!(mounts.is_empty(), "still mounted:\n{mounts}");
+    Ok(())
+}
+
+/// A volume, and where it is staged and published in the VM.
+#[derive(Debug, Clone)]
+pub(crate) struct Vol {
+    pub(crate) csi: Csi,
+    pub(crate) id: String,
+    pub(crate) access: Access,
+    pub(crate) staging: PathBuf,
+    /// Where the first pod has it.
+    pub(crate) pod: PathBuf,
+}
+
+impl Vol {
+    /// A blank one.
+    pub(crate) fn create(csi: &Csi, class: Class, name: &str, bytes: u64) -> Result<Self, Status> {
+        let made = csi.create(&class.request(name, bytes))?;
+        Ok(Self::known(csi, class, name, &made))
+    }
+
+    /// One with the content of something that is there.
+    pub(crate) fn from(
+        csi: &Csi,
+        class: Class,
+        name: &str,
+        bytes: u64,
+        from: Source<'_>,
+    ) -> Result<Self, Status> {
+        let made = csi.create(&class.request_from(name, bytes, from))?;
+        Ok(Self::known(csi, class, name, &made))
+    }
+
+    fn known(csi: &Csi, class: Class, name: &str, made: &driver::pb::Volume) -> Self {
+        let place = Path::new("/run/v").join(name);
+        Self {
+            csi: csi.clone(),
+            id: made.volume_id.clone(),
+            access: class.access,
+            staging: place.join("staging"),
+            pod: place.join("pod"),
+        }
+    }
+
+    /// Its LV's name.
+    pub(crate) fn lv(&self) -> &str {
+        self.id.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// Its device.
+    pub(crate) fn device(&self) -> String {
+        format!("/dev/mapper/{VG}-{}", self.lv().replace('-', "--"))
+    }
+
+    pub(crate) fn stage(&self) -> Result<(), Status> {
+        self.csi.stage(&self.id, self.access, &self.staging)
+    }
+
+    pub(crate) fn unstage(&self) -> Result<(), Status> {
+        self.csi.unstage(&self.id, &self.staging)
+    }
+
+    pub(crate) fn publish(&self, target: &Path) -> Result<(), Status> {
+        self.csi.publish(&self.id, self.access, &self.staging, target)
+    }
+
+    pub(crate) fn unpublish(&self, target: &Path) -> Result<(), Status> {
+        self.csi.unpublish(&self.id, target)
+    }
+
+    pub(crate) fn attach(&self) -> Result<(), Status> {
+        self.stage()?;
+        self.publish(&self.pod)
+    }
+
+    pub(crate) fn detach(&self) -> Result<(), Status> {
+        self.unpublish(&self.pod)?;
+        self.unstage()
+    }
+
+    pub(crate) fn delete(&self) -> Result<(), Status> {
+        self.csi.delete(&self.id)
+    }
+
+    /// A file of the first pod's, or its device.
+    pub(crate) fn file(&self, name: &str) -> String {
+        match self.access {
+            Access::Block => self.pod.display().to_string(),
+            Access::Filesystem(_) => self.pod.join(name).display().to_string(),
+        }
+    }
+}
+
+/// Writes so many MiB that nobody could guess, durably; their checksum.
+pub(crate) fn fill(machine: &Machine, file: &str, mib: u64) -> Result<String> {
+    let write = format!("dd if=/dev/urandom of={file} bs=1M count={mib} conv=fsync 2>/dev/null");
+    machine.sh(&write)?;
+    sum(machine, file, mib)
+}
+
+/// The checksum of the first so many MiB, read past the cache where there is one.
+pub(crate) fn sum(machine: &Machine, file: &str, mib: u64) -> Result<String> {
+    let text = machine.sh(&format!("sync; head -c {} {file} | sha256sum", mib * MIB))?;
+    text.split(' ').next().map(str::to_owned).context("no checksum")
+}
+
+/// The code of a call that should fail.
+pub(crate) fn code<T>(result: Result<T, Status>) -> Result<Code> {
+    match result {
+        Ok(_) => anyhow::bail!("a call went well that should be refused"),
+        Err(status) => Ok(status.code()),
+    }
+}
+
+/// Random numbers that a seed repeats; good enough to choose moments.
+#[derive(Debug)]
+pub(crate) struct Random(u64);
+
+impl Random {
+    /// Seeded by the clock, or by `CINDERBLOCK_SEED`. The seed is printed.
+    pub(crate) fn seeded() -> Self {
+        let given = std::env::var("CINDERBLOCK_SEED").ok().and_then(|seed| seed.parse().ok());
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_micros();
+        let seed = given.unwrap_or_else(|| u64::try_from(now).unwrap_or(1));
+        println!("random moments: CINDERBLOCK_SEED={seed}");
+        Self(seed | 1)
+    }
+
+    /// One below this (xorshift).
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
