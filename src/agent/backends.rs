@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Agent;
 use super::blocking::within;
 use super::store::Vg;
@@ -18,8 +20,9 @@ use crate::lvm::state::{LvLayout, VgState};
 use crate::names::{BackendName, LvName, LvmUuid, dm_name};
 use crate::plan::{self, Plan, PoolRules, Rules, capacity};
 
-/// How often LVM is asked again while a backend has no VG: nothing else would tell.
-const RESCAN_EVERY: Duration = Duration::from_mins(1);
+/// How often it is tried again to set up a backend that could not be: nothing else would tell that
+/// its disks have come or were cleared.
+const RETRY_EVERY: Duration = Duration::from_mins(1);
 const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pools' fill is published in steps of this, in hundredths of a percent: not at every write.
 const FILL_STEP_BP: u64 = 10;
@@ -31,6 +34,8 @@ pub(super) struct Setup {
     failures: Mutex<BTreeMap<BackendName, String>>,
     /// How full the pools were when last looked at.
     pools: Mutex<BTreeMap<(LvmUuid, LvName), PoolStatus>>,
+    /// When the backends were last set up.
+    tried: Mutex<Option<Instant>>,
 }
 
 /// Where a backend's VG stands.
@@ -217,15 +222,23 @@ impl<H: Host> Agent<H> {
         Ok(status.and_then(|s| s.targets.first().and_then(|(_, line)| PoolStatus::parse(line))))
     }
 
-    /// Whether some backend has no VG or failed before: something outside may have mended it.
+    /// Whether some backend has no VG or could not be set up as configured, and it is time to try
+    /// again: something outside may have mended it.
     pub(super) fn backends_need_attention(&self) -> bool {
-        let due = self.0.store.scanned().is_none_or(|s| s.at.elapsed() >= RESCAN_EVERY);
+        let tried = *self.0.setup.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        if tried.is_some_and(|at| at.elapsed() < RETRY_EVERY) {
+            return false;
+        }
+        let failures = self.0.setup.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = !failures.is_empty();
+        drop(failures);
         let not_ready = |s: &BackendStatus| !matches!(s.state, BackendState::Ready { .. });
-        due && self.backend_states().values().any(not_ready)
+        failed || self.backend_states().values().any(not_ready)
     }
 
     /// Makes what the configuration says has to be made.
     pub(super) async fn set_up_backends(&self) {
+        *self.0.setup.tried.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         for backend in self.backends() {
             let outcome = self.set_up(&backend).await;
             let mut failures = self.0.setup.failures.lock().unwrap_or_else(PoisonError::into_inner);

@@ -51,8 +51,6 @@ pub(super) struct Scanned {
     pub(super) incomplete: BTreeMap<String, String>,
     /// PVs in no VG.
     pub(super) orphans: BTreeMap<LvmUuid, PathBuf>,
-    /// When.
-    pub(super) at: Instant,
 }
 
 /// One VG.
@@ -158,8 +156,7 @@ impl<H: Host> Store<H> {
         for (name, why) in &report.incomplete {
             tracing::warn!(vg = name, why, "LVM could not report the volume group");
         }
-        let scanned =
-            Scanned { incomplete: report.incomplete, orphans: report.orphans, at: Instant::now() };
+        let scanned = Scanned { incomplete: report.incomplete, orphans: report.orphans };
         *self.last.write().unwrap_or_else(PoisonError::into_inner) = Some(scanned);
         self.changed();
     }

@@ -142,7 +142,7 @@ impl Accept {
         let (peer, labels) = match welcomed {
             Ok(welcomed) => welcomed,
             Err(error) => {
-                let refusal = error.to_string();
+                let refusal = error.chain();
                 let refusal = Welcome { protocol: PROTOCOL, refusal, labels: None };
                 hello::send(&mut stream, &refusal).await?;
                 return Err(error);

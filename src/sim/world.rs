@@ -107,6 +107,15 @@ impl World {
         }
     }
 
+    /// Takes it away again, as wipefs does.
+    pub fn clear_disk(&mut self, link: &Path) {
+        if let Some(node) = self.disk_node(link)
+            && let Some(disk) = self.disks.get_mut(&node)
+        {
+            disk.holds = Holds::Nothing;
+        }
+    }
+
     /// The node of a disk by any of its names.
     pub(super) fn disk_node(&self, path: &Path) -> Option<PathBuf> {
         let found = self.disks.iter().find(|(node, disk)| *node == path || disk.link == path);

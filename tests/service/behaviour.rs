@@ -145,6 +145,20 @@ async fn old_data_is_never_shown() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_thick_filesystem_is_never_shown_as_a_device() {
+    let node = Node::ready().await;
+    let usage = Usage::Filesystem(FsType::Ext4);
+    let a = node.create(volume("pvc-a", Provisioning::Thick, usage, 1)).await.unwrap().handle;
+    let error = node.stage(&a, AccessType::Block).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+    assert!(error.chain().contains("use volumeMode Filesystem"), "{error:?}");
+    node.stage(&a, mounted(FsType::Ext4)).await.unwrap();
+    let publish = node.publish(&a, AccessType::Block, "/pods/a").await;
+    assert_eq!(publish.unwrap_err().kind(), ErrorKind::FailedPrecondition);
+    node.publish(&a, mounted(FsType::Ext4), "/pods/a").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_in_use_or_not_ours_is_not_removed() {
     let node = Node::ready().await;
     let a = node.create(thin("pvc-a")).await.unwrap().handle;

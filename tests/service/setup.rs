@@ -87,6 +87,21 @@ async fn a_disk_that_is_listed_later_is_added() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_disk_that_was_refused_is_added_once_it_is_blank() {
+    let host = blank();
+    let node = Node::start(&host, &CONFIG.replace(", /dev/disk/by-id/disk1", ""));
+    node.wait_ready().await;
+    let disk = Path::new("/dev/disk/by-id/disk1");
+    host.world().put_on_disk(disk, "xfs");
+    node.config.send_replace(Arc::new(Config::parse(CONFIG).unwrap()));
+    tokio::time::sleep(std::time::Duration::from_mins(5)).await;
+    assert_eq!(host.world().vg(VG).unwrap().pvs.len(), 1);
+    host.world().clear_disk(disk);
+    tokio::time::sleep(std::time::Duration::from_mins(2)).await;
+    assert_eq!(host.world().vg(VG).unwrap().pvs.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_blank_disk_in_the_place_of_a_missing_one_is_not_touched() {
     let host = Node::ready().await.end().await;
     host.world().replace_disk(Path::new("/dev/disk/by-id/disk1"));

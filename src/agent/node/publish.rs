@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::super::Agent;
+use super::stage::may_be_a_device;
 use super::{Publish, is_of};
 use crate::domain::{AccessMode, AccessType};
 use crate::error::{Error, Result};
@@ -45,7 +46,10 @@ impl<H: Host> Agent<H> {
             self.device(&vg.state(), &lv).await?.ok_or_else(|| not_staged(&lv, &request))?;
         let read_only = request.read_only || request.capability.mode == AccessMode::SingleReader;
         match &request.capability.access {
-            AccessType::Block => self.publish_block(&lv, &device, &request, read_only).await,
+            AccessType::Block => {
+                may_be_a_device(&lv)?;
+                self.publish_block(&lv, &device, &request, read_only).await
+            }
             AccessType::Mount { options, .. } => {
                 self.publish_filesystem(&lv, &device, &request, options, read_only).await
             }

@@ -12,7 +12,7 @@ use crate::host::dm::DmDevice;
 use crate::host::mount::MountCall;
 use crate::host::{Host, PathKind};
 use crate::lvm::state::{Lv, LvLayout};
-use crate::lvm::tag::{FsType, Pending};
+use crate::lvm::tag::{FsType, Pending, Usage};
 use crate::names::Handle;
 
 impl<H: Host> Agent<H> {
@@ -57,6 +57,7 @@ impl<H: Host> Agent<H> {
 
     /// A new block volume shows nothing of what its extents held before.
     async fn stage_block(&self, vg: &Vg, lv: &Lv) -> Result<()> {
+        may_be_a_device(lv)?;
         match (lv.tags.pending, &lv.layout) {
             (None, _) => Ok(()),
             // The pool zeroes what it gives out, which is checked before it is used.
@@ -144,5 +145,17 @@ impl<H: Host> Agent<H> {
             Some(sb) if sb.size.get() < whole_blocks => self.grow(lv, device, fs, path).await,
             _ => Ok(()),
         }
+    }
+}
+
+/// Refuses to show a filesystem's volume as a device: what its disks held before was never zeroed,
+/// only hidden by the filesystem. A thin pool zeroes everything.
+pub(super) fn may_be_a_device(lv: &Lv) -> Result<()> {
+    match (lv.tags.usage, lv.pool()) {
+        (Some(Usage::Filesystem(fs)), None) => Err(Error::failed_precondition(format!(
+            "volume {} was made for {fs}, and as a device would show what its disks held before: use volumeMode Filesystem",
+            lv.name
+        ))),
+        _ => Ok(()),
     }
 }
