@@ -1,17 +1,26 @@
 //! Waiting until something is so, with an error that says why it is not. It changes nothing in the cluster.
 
 use std::fmt;
+use std::io::BufReader;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 
 use super::Cluster;
 use crate::exec::Output;
 
-/// How often is looked.
+/// How soon is looked again, and how long after many looks: each is a process, and the nodes are on
+/// the same processors.
 const LOOK: Duration = Duration::from_millis(300);
+const LOOK_LATER: Duration = Duration::from_millis(1500);
+
+/// How often is looked at an object whose changes are told anyway: what is deleted before the watch
+/// begins is never told.
+const LOOK_BESIDE: Duration = Duration::from_secs(5);
 
 /// Lines of events in an error message.
 const EVENTS: usize = 30;
@@ -73,9 +82,29 @@ impl Cluster {
         mut condition: impl FnMut(&Value) -> bool,
     ) -> Result<Value> {
         let words = object.words();
-        let waited = self.eventually(&format!("{object} to be {what}"), timeout, || {
-            let value = self.find_json(&words)?;
-            Ok(condition(&value).then_some(value))
+        let mut watch = None;
+        let waited = self.looking(&format!("{object} to be {what}"), timeout, |elapsed| {
+            let told = match &mut watch {
+                Some(Watch { events, .. }) => events.recv_timeout(LOOK_BESIDE),
+                None => Err(RecvTimeoutError::Timeout),
+            };
+            let value = match told {
+                Ok(value) => value,
+                Err(RecvTimeoutError::Timeout) => self.find_json(&words)?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    watch = None;
+                    self.find_json(&words)?
+                }
+            };
+            if condition(&value) {
+                return Ok(Some(value));
+            }
+            if watch.is_none() && !object.name.is_empty() {
+                watch = Some(self.watch(object)?);
+            } else if watch.is_none() {
+                sleep(pause(elapsed));
+            }
+            Ok(None)
         });
         waited.map_err(|error| anyhow!("{error:#}{}", self.explain(object)))
     }
@@ -90,13 +119,32 @@ impl Cluster {
         timeout: Duration,
         mut look: impl FnMut() -> Result<Option<T>>,
     ) -> Result<T> {
+        self.looking(what, timeout, |elapsed| {
+            let found = look();
+            if !matches!(found, Ok(Some(_))) {
+                sleep(pause(elapsed));
+            }
+            found
+        })
+    }
+
+    /// Looks until something is found. The looks themselves pause.
+    fn looking<T>(
+        &self,
+        what: &str,
+        timeout: Duration,
+        mut look: impl FnMut(Duration) -> Result<Option<T>>,
+    ) -> Result<T> {
         let start = Instant::now();
         let mut said = Duration::ZERO;
         loop {
-            let last = match look() {
+            let last = match look(start.elapsed()) {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => String::new(),
-                Err(error) => format!("; the last look failed: {error:#}"),
+                Err(error) => {
+                    sleep(LOOK);
+                    format!("; the last look failed: {error:#}")
+                }
             };
             let elapsed = start.elapsed();
             if elapsed > timeout {
@@ -107,8 +155,42 @@ impl Cluster {
                 said = elapsed;
                 self.say(&format!("waiting for {what}, {} s", elapsed.as_secs()));
             }
-            sleep(LOOK);
         }
+    }
+
+    /// Begins to hear of an object's changes.
+    fn watch(&self, object: &Object) -> Result<Watch> {
+        let name = format!("--field-selector=metadata.name={}", object.name);
+        let mut command = self.command("kubectl");
+        command.args([
+            "get",
+            &object.kind,
+            &name,
+            "--watch",
+            "--output-watch-events",
+            "-o",
+            "json",
+        ]);
+        if let Some(namespace) = &object.namespace {
+            command.args(["--namespace", namespace]);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut kubectl = self.spawn(&mut command)?;
+        let output = kubectl.stdout.take().context("kubectl has no stdout")?;
+        let (sender, events) = channel();
+        std::thread::spawn(move || {
+            for event in
+                serde_json::Deserializer::from_reader(BufReader::new(output)).into_iter::<Value>()
+            {
+                let Ok(mut event) = event else { return };
+                let gone = event["type"] == "DELETED";
+                let object = if gone { Value::Null } else { event["object"].take() };
+                if sender.send(object).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Watch { kubectl, events })
     }
 
     /// Waits until a pod's containers are ready.
@@ -149,6 +231,25 @@ impl Cluster {
         text += &section("pods", run(&pods), usize::MAX);
         text
     }
+}
+
+/// The changes of one object, from a kubectl that runs until this is dropped; null when it is
+/// deleted.
+struct Watch {
+    kubectl: Child,
+    events: Receiver<Value>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        drop(self.kubectl.kill());
+        drop(self.kubectl.wait());
+    }
+}
+
+/// How long to wait for the next look, after so long a time.
+fn pause(elapsed: Duration) -> Duration {
+    (elapsed / 8).clamp(LOOK, LOOK_LATER)
 }
 
 fn section(name: &str, output: Result<Output>, last: usize) -> String {
