@@ -124,7 +124,10 @@ fn kubelet(options: &Options, spec: &NodeSpec, pki: &Pki) -> Value {
         "runtimeRequestTimeout": "5m",
         // How long it takes until a kubelet that was started again is heard.
         "nodeStatusUpdateFrequency": "4s",
-        "volumeStatsAggPeriod": "10s",
+        // A volume that grew is looked at with the pod: a minute is long for a test.
+        "syncFrequency": "20s",
+        // Measuring what pods write into their images costs a small VM much, and nobody asks.
+        "localStorageCapacityIsolation": false,
         "featureGates": options.feature_gates,
     })
 }

@@ -19,8 +19,10 @@ const DIRTY: [(&str, &str, &str); 4] = [
         // One partition of type Linux from sector 2048 on, 100 MiB, as old tools write it.
         "partitions",
         "printf '\\000\\000\\000\\000\\203\\000\\000\\000\\000\\010\\000\\000\\000\\040\\003\\000' | dd of=/dev/disk/by-id/lab-disk2 bs=1 seek=446 conv=notrunc,fsync 2>/dev/null
-         printf '\\125\\252' | dd of=/dev/disk/by-id/lab-disk2 bs=1 seek=510 conv=notrunc,fsync 2>/dev/null",
-        "PTTYPE=dos",
+         printf '\\125\\252' | dd of=/dev/disk/by-id/lab-disk2 bs=1 seek=510 conv=notrunc,fsync 2>/dev/null
+         # Whether the kernel reads it by itself depends on when udev looks.
+         blockdev --rereadpt /dev/disk/by-id/lab-disk2",
+        "it has partitions (",
     ),
     (
         "holder",

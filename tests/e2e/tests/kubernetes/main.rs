@@ -1,0 +1,66 @@
+//! Ring 5: the driver on a real Kubernetes of two nodes, each test in a namespace of its own. What a lower ring shows as well is not repeated here.
+//!
+//! One cluster serves all tests; it comes up with the first and is thrown away after the last.
+//! `CINDERBLOCK_KEEP=1` leaves it running, and the next run takes it as it is. Takes many minutes, so
+//! it runs only when asked: `cargo xtask test kubernetes`.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::tests_outside_test_module,
+    reason = "an integration test is a test module as a whole"
+)]
+
+mod expansion;
+mod mistakes;
+mod objects;
+mod placement;
+mod restarts;
+mod snapshots;
+mod support;
+mod uninstall;
+mod volumes;
+mod workloads;
+mod world;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+use world::Tests;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Most of a test is waiting. More at once only makes two small VMs slower.
+    arguments.test_threads = arguments.test_threads.or(Some(3));
+    let mut tests = Tests::default();
+    tests.add("volumes::every_kind_where_the_pod_is", volumes::every_kind_where_the_pod_is);
+    tests.add("volumes::every_kind_at_once", volumes::every_kind_at_once);
+    tests.add("volumes::mount_options_and_read_only", volumes::mount_options_and_read_only);
+    tests.add("expansion::while_in_use", expansion::while_in_use);
+    tests.add("expansion::too_large_and_lowered_again", expansion::too_large_and_lowered_again);
+    tests.add("snapshots::of_a_mounted_volume", snapshots::of_a_mounted_volume);
+    tests.add("snapshots::of_a_block_volume", snapshots::of_a_block_volume);
+    tests.add("snapshots::any_order_of_deletion", snapshots::any_order_of_deletion);
+    tests.add(
+        "placement::what_only_one_node_has_room_for",
+        placement::what_only_one_node_has_room_for,
+    );
+    tests.add("placement::too_large_for_all", placement::too_large_for_all);
+    tests.add("workloads::generic_ephemeral_volume", workloads::generic_ephemeral_volume);
+    tests.add("workloads::read_write_once_pod", workloads::read_write_once_pod);
+    tests.add("workloads::fs_group", workloads::fs_group);
+    tests.add("workloads::stateful_set", workloads::stateful_set);
+    tests.add("workloads::retain", workloads::retain);
+    tests.add("mistakes::unknown_parameter", mistakes::unknown_parameter);
+    tests.add("mistakes::unknown_backend", mistakes::unknown_backend);
+    tests.add("mistakes::volume_group_that_is_missing", mistakes::volume_group_that_is_missing);
+    tests.add("mistakes::access_mode_of_many_nodes", mistakes::access_mode_of_many_nodes);
+    tests.add_alone("placement::capacity_follows_reality", placement::capacity_follows_reality);
+    tests.add_alone("restarts::agent", restarts::agent);
+    tests.add_alone("restarts::controller", restarts::controller);
+    tests.add_alone("restarts::node", restarts::node);
+    tests.add_alone("restarts::a_node_that_is_off_keeps_its_volumes", restarts::node_off);
+    tests.add_alone("uninstall::data_stays", uninstall::data_stays);
+    tests.run(&arguments)
+}

@@ -1,0 +1,87 @@
+//! Which node a volume is on, and what Kubernetes knows of the room there.
+
+use anyhow::{Context, Result, ensure};
+use cinderblock_lab::Cluster;
+
+use crate::objects::{Binding, Claim, TOPOLOGY, class, pod};
+use crate::support::{SOON, Test, all_lvs, list, node_of, quantity, text};
+
+/// More than node1's disk has, less than node2's.
+const LARGE: &str = "30Gi";
+/// More than either.
+const TOO_LARGE: &str = "90Gi";
+
+pub(crate) fn what_only_one_node_has_room_for(cluster: &Cluster) -> Result<()> {
+    let test = Test::new(cluster, "large")?;
+    // The scheduler finds the node by its room: nobody says which.
+    let claim = Claim::new("data", &class("thick", "ext4", Binding::WithPod), LARGE);
+    test.claim(&claim)?;
+    let found = test.run(&pod("user", &[&claim]))?;
+    ensure!(found["spec"]["nodeName"] == "node2", "the pod is on {}", found["spec"]["nodeName"]);
+    test.delete("pod", "user")?;
+    test.delete("pvc", "data")?;
+    // Without a pod the driver finds it.
+    let name = class("thick", "ext4", Binding::AtOnce);
+    let claim = Claim::new("at-once", &name, LARGE);
+    test.claim(&claim)?;
+    ensure!(node_of(&test.bound("at-once")?)? == "node2", "30 GiB should not fit on node1");
+    test.finish()
+}
+
+pub(crate) fn too_large_for_all(cluster: &Cluster) -> Result<()> {
+    let test = Test::new(cluster, "too-large")?;
+    let claim = Claim::new("with-pod", &class("thick", "ext4", Binding::WithPod), TOO_LARGE);
+    test.claim(&claim)?;
+    test.apply(&pod("user", &[&claim]))?;
+    test.event("Pod", "user", &["did not have enough free storage"])?;
+    let claim = Claim::new("at-once", &class("thick", "ext4", Binding::AtOnce), TOO_LARGE);
+    test.claim(&claim)?;
+    // With the room that each node has.
+    test.event("PersistentVolumeClaim", "at-once", &["ResourceExhausted", "90 GiB"])?;
+    for name in ["with-pod", "at-once"] {
+        let claim = test.namespace.get_json(&["pvc", name])?;
+        ensure!(claim["status"]["phase"] == "Pending", "{claim:#}");
+        let lv = format!("pvc-{}", text(&claim["metadata"]["uid"])?);
+        ensure!(!all_lvs(cluster)?.contains(&lv), "{lv} was left behind");
+    }
+    test.finish()
+}
+
+pub(crate) fn capacity_follows_reality(cluster: &Cluster) -> Result<()> {
+    let test = Test::new(cluster, "capacity")?;
+    let name = class("thick", "ext4", Binding::WithPod);
+    let before = capacity(cluster, &name, "node2")?.context("node2 has no room in the API")?;
+    ensure!(capacity(cluster, &name, "node1")?.is_some(), "node1 has no room in the API");
+    let claim = Claim::new("data", &name, LARGE);
+    test.claim(&claim)?;
+    test.run(&pod("user", &[&claim]))?;
+    let size = quantity(LARGE)?;
+    let less = cluster.eventually("the room to become less", SOON, || {
+        Ok(capacity(cluster, &name, "node2")?.filter(|now| *now <= before - size))
+    })?;
+    ensure!(before - size - less < quantity("64Mi")?, "{before} became {less}");
+    test.finish()?;
+    cluster.eventually("the room to be as before", SOON, || {
+        Ok(capacity(cluster, &name, "node2")?.filter(|now| *now == before))
+    })?;
+    // A change by hand is seen as well.
+    let node = cluster.lab().node("node2")?;
+    node.exec(["lvcreate", "-qq", "-y", "-Wn", "-L", "4g", "-n", "foreign", crate::objects::VG])
+        .text()?;
+    let seen = cluster.eventually("the foreign LV to be counted", SOON, || {
+        Ok(capacity(cluster, &name, "node2")?.filter(|now| *now == before - (4 << 30)))
+    });
+    node.exec(["lvremove", "-qq", "-y", &format!("{}/foreign", crate::objects::VG)]).text()?;
+    seen.map(drop)
+}
+
+/// What `CSIStorageCapacity` says of a class on a node; bytes.
+fn capacity(cluster: &Cluster, class: &str, node: &str) -> Result<Option<u64>> {
+    for object in list(cluster, "csistoragecapacities")? {
+        let on = &object["nodeTopology"]["matchLabels"][TOPOLOGY];
+        if object["storageClassName"] == class && on == node {
+            return Ok(Some(quantity(text(&object["capacity"])?)?));
+        }
+    }
+    Ok(None)
+}
