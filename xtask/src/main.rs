@@ -4,9 +4,11 @@
     clippy::print_stdout,
     clippy::print_stderr,
     clippy::arithmetic_side_effects,
-    reason = "a developer tool: it talks on the terminal, and counts tests"
+    clippy::indexing_slicing,
+    reason = "a developer tool: it talks on the terminal, and a panic costs a run, not a volume"
 )]
 
+mod bench;
 mod chart;
 mod demo;
 mod image;
@@ -28,6 +30,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Arguments),
     Chart(chart::Arguments),
     Demo(demo::Arguments),
     /// A throwaway Kubernetes with nodes in VMs; needs root
@@ -39,6 +42,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Chart(arguments) => chart::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use cinderblock_lab::Lab;
-use cinderblock_lab::driver::{Access, Class, Csi, Machine, Profile, backend, pb, program};
+use cinderblock_lab::driver::{Access, Class, Csi, Machine, Profile, Source, backend, program};
 
 use super::story::{Story, command, seen};
 
@@ -100,13 +100,13 @@ fn tell(demo: &Demo, story: &mut Story, keep: bool) -> Result<()> {
         Ok(())
     })?;
     let restored = story.step("Restore the snapshot into a new volume and compare", || {
-        let source = source_snapshot(&snapshot.snapshot_id);
+        let source = Source::Snapshot(&snapshot.snapshot_id);
         let restored = demo.create("restored", GIB, Some(source))?;
         demo.expect_good(&restored)?;
         Ok(restored)
     })?;
     let clone = story.step("Clone the restored volume, twice as large", || {
-        let clone = demo.create("clone", 2 * GIB, Some(source_volume(&restored.id)))?;
+        let clone = demo.create("clone", 2 * GIB, Some(Source::Volume(&restored.id)))?;
         demo.expect_good(&clone)?;
         demo.size(&clone)?;
         Ok(clone)
@@ -132,14 +132,9 @@ fn tell(demo: &Demo, story: &mut Story, keep: bool) -> Result<()> {
 }
 
 impl Demo {
-    fn create(
-        &self,
-        name: &'static str,
-        bytes: u64,
-        source: Option<pb::VolumeContentSource>,
-    ) -> Result<Volume> {
+    fn create(&self, name: &'static str, bytes: u64, source: Option<Source<'_>>) -> Result<Volume> {
         let mut request = CLASS.request(&format!("pvc-{name}"), bytes);
-        request.volume_content_source = source;
+        request.volume_content_source = source.map(Source::content_source);
         let made = self.csi.create(&request)?;
         let size = u64::try_from(made.capacity_bytes).unwrap_or_default();
         println!("   CreateVolume: {}, {}", made.volume_id, gib(size));
@@ -204,18 +199,6 @@ fn look(machine: &Machine, script: &str) -> Result<()> {
     command(script);
     seen(&machine.sh(script)?);
     Ok(())
-}
-
-fn source_snapshot(id: &str) -> pb::VolumeContentSource {
-    use pb::volume_content_source::{SnapshotSource, Type};
-    let source = SnapshotSource { snapshot_id: id.to_owned() };
-    pb::VolumeContentSource { r#type: Some(Type::Snapshot(source)) }
-}
-
-fn source_volume(id: &str) -> pb::VolumeContentSource {
-    use pb::volume_content_source::{Type, VolumeSource};
-    let source = VolumeSource { volume_id: id.to_owned() };
-    pb::VolumeContentSource { r#type: Some(Type::Volume(source)) }
 }
 
 /// GiB with two digits.
