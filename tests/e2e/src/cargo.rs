@@ -74,7 +74,9 @@ pub fn workspace() -> PathBuf {
 /// There is no cargo.
 pub fn command() -> Result<Command> {
     let cargo = std::env::var_os("CARGO").map(PathBuf::from).or_else(|| programs::find("cargo"));
-    let mut command = Command::new(cargo.context("cargo is not in PATH: install Rust")?);
+    let mut command = Command::new(
+        cargo.context("cargo is not in PATH: install it with rustup (https://rustup.rs)")?,
+    );
     detach(command.current_dir(workspace()).stdin(Stdio::null()));
     Ok(command)
 }

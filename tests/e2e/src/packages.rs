@@ -80,12 +80,21 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// Installs what is missing with `apt-get`, printing its progress; quick when nothing is.
+/// Makes sure that node VMs can run here. Installs what is missing with `apt-get`, printing its
+/// progress; quick when nothing is.
 ///
 /// # Errors
 /// One sentence saying what to do, when this is no Debian-like system, the user is not root, or
 /// `apt-get` fails or does not bring what it should.
 pub fn ensure() -> Result<()> {
+    ensure!(
+        cfg!(all(target_os = "linux", target_arch = "x86_64")),
+        "the VMs are User-Mode-Linux, which runs on x86_64 Linux alone: use such a machine"
+    );
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "VMs, their disks and their network take root: run this with sudo"
+    );
     let wanted = missing();
     if wanted.is_empty() {
         return Ok(());
@@ -97,9 +106,6 @@ pub fn ensure() -> Result<()> {
              hand, or use a machine with Debian 12 or newer"
         )
     })?;
-    if !rustix::process::geteuid().is_root() {
-        bail!("installing packages takes root: run `sudo {}`, then again", install_line(&wanted));
-    }
     say(&format!("installing packages: {list}"));
     if !apt_get(&apt, &install_words(&wanted))? {
         say("apt-get failed; updating its package lists and trying again");

@@ -1,7 +1,6 @@
 //! Power cuts: what was synced is there, nothing is formatted twice, and a volume whose making was cut is made after all.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cinderblock_lab::driver::Machine;
@@ -84,35 +83,38 @@ fn a_volume_whose_mkfs_was_cut_is_formatted_after_all() -> Result<()> {
 
 /// Stages a new volume and stops its mkfs after it has begun to write. Nobody waits for the call.
 fn caught_in_the_middle(machine: &Machine, fs: &str, v: &Vol) -> Result<()> {
-    let script = format!(
-        "caught() {{ for at in /proc/[0-9]*; do
-           name=; {{ read -r name <$at/comm; }} 2>/dev/null; [ \"$name\" = mkfs.{fs} ] && pid=${{at#/proc/}} && return
-         done; false; }}
-         written() {{ read -r _ _ _ _ _ _ sectors _ </sys/block/$disk/stat; }}
-         : >/run/waits-for-{fs}
-         until caught; do :; done
-         kill -STOP $pid
-         disk=dm-$(($(stat -Lc 0x%T $1))); written; before=$sectors; n=0
-         while written; [ $sectors = $before ] && [ $n -lt 500 ] && kill -CONT $pid; do n=$((n+1)); kill -STOP $pid; done
-         kill -STOP $pid; grep -q '^State:.T' /proc/$pid/status && echo $((sectors-before))"
-    );
-    let node = v.device();
-    thread::scope(|scope| {
-        let (script, node) = (&script, &node);
-        let catcher =
-            scope.spawn(move || machine.node.exec(["sh", "-c", script, "sh", node]).run());
-        machine.sh(&format!("until test -e /run/waits-for-{fs}; do sleep 0.1; done"))?;
-        let hasty = v.csi.clone().with_timeout(Duration::from_secs(1));
-        let (hasty, start) = (Vol { csi: hasty, ..v.clone() }, Instant::now());
-        let staged = hasty.stage();
-        let caught = catcher.join().unwrap()?;
-        ensure!(staged.is_err(), "{fs}: staged in {:?}, mkfs was not caught", start.elapsed());
-        ensure!(
-            caught.status.success(),
-            "mkfs.{fs} ended before it was caught: {}",
-            caught.stderr_text()
-        );
-        println!("mkfs.{fs} was caught after it had written {} sectors", caught.stdout_text());
-        Ok(())
-    })
+    machine.sh(&trap(fs, &v.device()))?;
+    let hasty = v.csi.clone().with_timeout(Duration::from_secs(1));
+    let staged = Vol { csi: hasty, ..v.clone() }.stage();
+    ensure!(staged.is_err(), "{fs}: staged, though its mkfs was caught");
+    let caught = machine
+        .sh(&format!("until test -s /run/caught-{fs}; do sleep 0.1; done; cat /run/caught-{fs}"))?;
+    let sectors: u64 = caught.trim().parse().with_context(|| format!("mkfs.{fs}: {caught}"))?;
+    println!("mkfs.{fs} was caught after it had written {sectors} sectors");
+    Ok(())
+}
+
+/// A script that puts another mkfs over this one until the VM boots again. It starts the real one in
+/// small steps, and stops it for good when the device's count of written sectors has changed.
+fn trap(fs: &str, device: &str) -> String {
+    format!(
+        r#"mkdir -p /run/real /run/trap
+        cp -L /usr/sbin/mkfs.{fs} /run/real/mkfs.{fs}
+        cat >/run/trap/mkfs.{fs} <<'TRAP'
+#!/bin/sh
+written() {{ read -r _ _ _ _ _ _ sectors _ </sys/block/$disk/stat; }}
+disk=dm-$(($(stat -Lc 0x%T {device})))
+sh -c 'kill -STOP $$; exec "$0" "$@"' /run/real/mkfs.{fs} "$@" &
+pid=$!
+until grep -q '^State:.T' /proc/$pid/status; do :; done
+written; before=$sectors
+while written && [ $sectors = $before ] && kill -CONT $pid; do kill -STOP $pid; done
+kill -STOP $pid
+sleep 0.2
+if grep -q '^State:.[TD]' /proc/$pid/status; then written; echo $((sectors-before)); else echo it ended; fi >/run/caught-{fs}
+sleep 3600
+TRAP
+        chmod +x /run/trap/mkfs.{fs}
+        mount --bind /run/trap/mkfs.{fs} $(readlink -f /usr/sbin/mkfs.{fs})"#
+    )
 }
