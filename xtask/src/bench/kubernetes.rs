@@ -113,7 +113,7 @@ fn claim(name: &str) -> Value {
 fn delete(cluster: &Cluster) -> Result<()> {
     println!("bench: deleting them");
     cluster.kubectl_text(&["delete", "pvc", "--all", "--wait=false"])?;
-    let none = |all: &Value| all["items"].as_array().is_some_and(Vec::is_empty);
+    let none = |all: &Value| all["items"].as_array().is_none_or(Vec::is_empty);
     cluster.wait_for(&Object::new("pv", ""), "gone", PATIENCE, none).map(drop)
 }
 
