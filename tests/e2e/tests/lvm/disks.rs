@@ -21,7 +21,7 @@ const DIRTY: [(&str, &str, &str); 4] = [
         "printf '\\000\\000\\000\\000\\203\\000\\000\\000\\000\\010\\000\\000\\000\\040\\003\\000' | dd of=/dev/disk/by-id/lab-disk2 bs=1 seek=446 conv=notrunc,fsync 2>/dev/null
          printf '\\125\\252' | dd of=/dev/disk/by-id/lab-disk2 bs=1 seek=510 conv=notrunc,fsync 2>/dev/null
          # Whether the kernel reads it by itself depends on when udev looks.
-         blockdev --rereadpt /dev/disk/by-id/lab-disk2",
+         n=0; until blockdev --rereadpt /dev/disk/by-id/lab-disk2; do n=$((n+1)); [ $n -lt 100 ]; sleep 0.1; done",
         "it has partitions (",
     ),
     (
