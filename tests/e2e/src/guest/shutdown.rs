@@ -15,6 +15,9 @@ use crate::process;
 /// These stay mounted to the end; everything below them does too.
 const KEPT: [&str; 6] = ["/", "/proc", "/sys", "/dev", "/run", "/tmp"];
 
+/// How long a file system may be busy after everything that used it was killed.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(20);
+
 /// Ends everything and powers off; does not return.
 pub(super) fn shutdown(grace: Duration) -> ! {
     note("shutting down");
@@ -25,12 +28,7 @@ pub(super) fn shutdown(grace: Duration) -> ! {
     }
     signal_all(Signal::KILL);
     rustix::fs::sync();
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for target in unmountable(&table) {
-        if let Err(error) = unmount(target.as_str(), UnmountFlags::empty()) {
-            note(&format!("{target} stays mounted: {error}"));
-        }
-    }
+    unmount_all();
     rustix::fs::sync();
     for target in ["/", SYSTEM_DISK] {
         // The journal copes when something still writes.
@@ -59,13 +57,41 @@ fn signal_all(signal: Signal) {
     }
 }
 
-/// What to unmount, the newest first.
+/// Again and again for a while: a killed program lets go of its files only when the kernel has ended it,
+/// and that takes as long as its last write.
+fn unmount_all() {
+    let start = Instant::now();
+    loop {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let failed: Vec<_> = unmountable(&table)
+            .into_iter()
+            .filter_map(|target| {
+                let error = unmount(target.as_str(), UnmountFlags::empty()).err()?;
+                Some((target, error))
+            })
+            .collect();
+        if failed.is_empty() {
+            return;
+        }
+        if start.elapsed() > UNMOUNT_PATIENCE {
+            for (target, error) in failed {
+                note(&format!("{target} stays mounted: {error}"));
+            }
+            return;
+        }
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// What to unmount, the newest first. Not the host's folders: they are on the host's disk, where
+/// nothing of theirs gets lost with the VM.
 fn unmountable(mountinfo: &str) -> Vec<String> {
     let kept = |target: &str| {
         KEPT.iter().any(|it| *it == target || (*it != "/" && target.starts_with(&format!("{it}/"))))
     };
     let mut targets: Vec<_> = mountinfo
         .lines()
+        .filter(|line| !line.contains(" - hostfs "))
         .filter_map(|line| line.split(' ').nth(4))
         .map(|target| target.replace("\\040", " "))
         .filter(|target| !kept(target))
@@ -82,7 +108,8 @@ mod tests {
     fn unmounts_in_reverse_and_keeps_the_base() {
         let table = "1 0 0:1 / / rw - overlay overlay rw\n2 1 0:2 / /proc rw - proc proc rw\n\
                      3 1 0:3 / /sys/fs/cgroup rw - cgroup2 c rw\n4 1 0:4 / /data rw - ext4 /dev/x rw\n\
-                     5 4 0:5 / /data/a\\040b rw - xfs /dev/y rw\n6 1 0:6 / /devices rw - ext4 z rw\n";
+                     5 4 0:5 / /data/a\\040b rw - xfs /dev/y rw\n6 1 0:6 / /devices rw - ext4 z rw\n\
+                     7 1 0:7 / /work rw - hostfs hostfs rw\n";
         assert_eq!(unmountable(table), ["/devices", "/data/a b", "/data"]);
     }
 }
