@@ -122,6 +122,9 @@ fn image(base: &Path, program: &Path, profile: Profile) -> Result<oci::Image> {
         .layer(own)
         .entrypoint([PROGRAM])
         .env("PATH", programs::GUEST_PATH)
+        // One heap, given back when it is free: the agent does little at once, and is small so.
+        .env("MALLOC_ARENA_MAX", "1")
+        .env("MALLOC_TRIM_THRESHOLD_", "131072")
         .label("org.opencontainers.image.title", "cinderblock")
         .label("org.opencontainers.image.version", VERSION)
         .label("org.opencontainers.image.licenses", env!("CARGO_PKG_LICENSE"))
