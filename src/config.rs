@@ -48,6 +48,23 @@ pub struct ThinPool {
     pub create_size: Option<Share>,
     /// How much may be promised, in percent of the pool's room; at least 100.
     pub overprovision_percent: u64,
+    /// When it grows by itself. `None`: not said.
+    pub autogrow: Option<Autogrow>,
+}
+
+/// When a thin pool grows by itself, and by how much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Autogrow {
+    /// From this part in use on, in percent. 100: never.
+    pub at_percent: u64,
+    /// By so much; a share is of the pool.
+    pub by: Share,
+}
+
+impl Default for Autogrow {
+    fn default() -> Self {
+        Self { at_percent: 80, by: Share::Percent(20) }
+    }
 }
 
 /// A part of something.
@@ -182,6 +199,14 @@ struct RawPool {
     name: Option<String>,
     size: Option<Scalar>,
     overprovision: Option<Scalar>,
+    autogrow: Option<RawAutogrow>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAutogrow {
+    at: Option<Scalar>,
+    by: Option<Scalar>,
 }
 
 /// A number or a text: YAML's reader must not decide which of `5`, `5%` and `2.0` is what.
@@ -279,7 +304,27 @@ impl RawPool {
             })?,
             None => 100,
         };
-        Ok(ThinPool { name, create_size, overprovision_percent })
+        let autogrow = self.autogrow.map(RawAutogrow::check).transpose()?;
+        Ok(ThinPool { name, create_size, overprovision_percent, autogrow })
+    }
+}
+
+impl RawAutogrow {
+    fn check(self) -> Result<Autogrow, String> {
+        let mut autogrow = Autogrow::default();
+        if let Some(Scalar(text)) = self.at {
+            autogrow.at_percent = match Share::parse(&text) {
+                Ok(Share::Percent(percent @ 1..=100)) => percent,
+                _ => return Err(format!("thinPool.autogrow.at {text:?} is not 1% to 100%")),
+            };
+        }
+        if let Some(Scalar(text)) = self.by {
+            autogrow.by = Share::parse(&text).map_err(|e| format!("thinPool.autogrow.by {e}"))?;
+            if autogrow.by.of(Bytes::MAX).is_zero() {
+                return Err("thinPool.autogrow.by must be more than nothing".to_owned());
+            }
+        }
+        Ok(autogrow)
     }
 }
 
@@ -365,6 +410,10 @@ backends:
             ("volumeGroup: vg0, thinPool: {overprovision: 0.5}", "overprovision"),
             ("volumeGroup: vg0, thinPool: {size: 0}", "thinPool.size"),
             ("volumeGroup: vg0, thinPool: {name: snapshot1}", "thinPool.name"),
+            ("volumeGroup: vg0, thinPool: {autogrow: {at: 10Gi}}", "autogrow.at"),
+            ("volumeGroup: vg0, thinPool: {autogrow: {at: 0%}}", "autogrow.at"),
+            ("volumeGroup: vg0, thinPool: {autogrow: {by: 0}}", "autogrow.by"),
+            ("volumeGroup: vg0, thinPool: {autogrow: true}", "cannot be read"),
         ] {
             let error = bad(&format!("backends: [{{name: x, {backend}}}]"));
             assert!(error.contains(what), "{error}");
@@ -379,6 +428,20 @@ backends:
                 .contains("both use")
         );
         assert!(bad("nothing").contains("cannot be read"));
+    }
+
+    #[test]
+    fn when_a_pool_grows() {
+        let read = |pool: &str| {
+            let text = format!("backends: [{{name: a, volumeGroup: vg0, thinPool: {pool}}}]");
+            Config::parse(&text)
+                .map(|c| c.backend(None).unwrap().thin_pool.clone().unwrap().autogrow)
+        };
+        assert_eq!(read("{}").unwrap(), None);
+        assert_eq!(read("{autogrow: {}}").unwrap(), Some(Autogrow::default()));
+        let given = Autogrow { at_percent: 70, by: Share::Size(Bytes::gib(10)) };
+        assert_eq!(read("{autogrow: {at: 70%, by: 10Gi}}").unwrap(), Some(given));
+        assert_eq!(read("{autogrow: {at: 100%}}").unwrap().unwrap().at_percent, 100);
     }
 
     #[test]

@@ -194,11 +194,11 @@ struct Backends(watch::Receiver<Arc<Inventory>>);
 impl Collector for Backends {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         type Read = fn(&BackendState) -> Option<f64>;
-        let rows: [(&str, &str, Read); 7] = [
+        let rows: [(&str, &str, Read); 10] = [
             (
                 "cinderblock_backend_ready",
                 "Whether the backend takes volumes (1) or not (0)",
-                |s| Some(if matches!(s, BackendState::Ready { .. }) { 1.0 } else { 0.0 }),
+                |s| Some(flag(capacity(s).is_some() && pool(s).is_none_or(|p| p.healthy))),
             ),
             ("cinderblock_volume_group_size_bytes", "Size of the volume group", |s| {
                 capacity(s).map(|c| float(c.vg_size.get()))
@@ -219,12 +219,27 @@ impl Collector for Backends {
                 |s| pool(s).map(|p| float(p.promised.get())),
             ),
             ("cinderblock_thin_pool_data_used_ratio", "Part of the pool's data in use", |s| {
-                pool(s).map(|p| float(p.data_used_bp) / 10_000.0)
+                pool(s).filter(|p| !p.failed()).map(|p| float(p.data_used_bp) / 10_000.0)
             }),
             (
                 "cinderblock_thin_pool_metadata_used_ratio",
                 "Part of the pool's metadata in use",
-                |s| pool(s).map(|p| float(p.metadata_used_bp) / 10_000.0),
+                |s| pool(s).filter(|p| !p.failed()).map(|p| float(p.metadata_used_bp) / 10_000.0),
+            ),
+            (
+                "cinderblock_thin_pool_healthy",
+                "Whether the pool takes writes (1) or not (0)",
+                |s| pool(s).map(|p| flag(p.healthy)),
+            ),
+            (
+                "cinderblock_thin_pool_growth_blocked",
+                "Whether the pool should grow and cannot (1)",
+                |s| pool(s).map(|p| flag(p.stuck)),
+            ),
+            (
+                "cinderblock_thin_pool_queues_when_full",
+                "Whether the pool will hold writes back when it is full (1) instead of failing them (0)",
+                |s| pool(s).map(|p| flag(p.queues)),
             ),
         ];
         let inventory = Arc::clone(&self.0.borrow());
@@ -261,6 +276,10 @@ fn capacity(state: &BackendState) -> Option<&crate::domain::BackendCapacity> {
 
 fn pool(state: &BackendState) -> Option<&crate::domain::PoolCapacity> {
     capacity(state)?.pool.as_ref()
+}
+
+const fn flag(yes: bool) -> f64 {
+    if yes { 1.0 } else { 0.0 }
 }
 
 #[allow(

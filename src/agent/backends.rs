@@ -8,32 +8,27 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Agent;
-use super::blocking::within;
+use super::pools::Pools;
 use super::store::Vg;
 use crate::config::{Backend, ThinPool};
 use crate::domain::{BackendState, BackendStatus};
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::host::dm::PoolStatus;
-use crate::lvm::command::Change;
 use crate::lvm::state::{LvLayout, VgState};
-use crate::names::{BackendName, LvName, LvmUuid, dm_name};
-use crate::plan::{self, Plan, PoolRules, Rules, capacity};
+use crate::names::BackendName;
+use crate::plan::{self, Plan, Rules, capacity};
 
 /// How often it is tried again to set up a backend that could not be: nothing else would tell that
 /// its disks have come or were cleared.
 const RETRY_EVERY: Duration = Duration::from_mins(1);
-const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pools' fill is published in steps of this, in hundredths of a percent: not at every write.
-const FILL_STEP_BP: u64 = 10;
 
 /// What is known of backends and pools beside what the VGs hold.
 #[derive(Debug, Default)]
 pub(super) struct Setup {
     /// Why a backend could not be set up.
     failures: Mutex<BTreeMap<BackendName, String>>,
-    /// How full the pools were when last looked at.
-    pools: Mutex<BTreeMap<(LvmUuid, LvName), PoolStatus>>,
+    /// What is known of the pools.
+    pub(super) pools: Pools,
     /// When the backends were last set up.
     tried: Mutex<Option<Instant>>,
 }
@@ -165,61 +160,21 @@ impl<H: Host> Agent<H> {
         Ok(self.known_rules(&backend, state))
     }
 
-    fn known_rules(&self, backend: &Backend, state: &VgState) -> Rules {
+    /// The same, with what is known of the pool already.
+    pub(super) fn known_rules(&self, backend: &Backend, state: &VgState) -> Rules {
         let usable = |pool: &&ThinPool| pool_is_usable(state, pool).is_ok();
-        let pool = backend.thin_pool.as_ref().filter(usable).map(|pool| {
-            let pools = self.0.setup.pools.lock().unwrap_or_else(PoisonError::into_inner);
-            let status = pools.get(&(state.uuid.clone(), pool.name.clone())).copied();
-            // A pool that is not active has not been written to since it was last looked at.
-            let bp = |(used, total): (u64, u64)| {
-                let bp = used.saturating_mul(10_000).checked_div(total).unwrap_or_default();
-                bp.checked_next_multiple_of(FILL_STEP_BP).unwrap_or(bp)
-            };
-            PoolRules {
-                lv: pool.name.clone(),
-                overprovision_percent: pool.overprovision_percent,
-                data_used_bp: status.map_or(0, |s| bp(s.data)),
-                metadata_used_bp: status.map_or(0, |s| bp(s.metadata)),
-                healthy: status.is_none_or(|s| s.writable && !s.needs_check),
-            }
-        });
+        let pool = backend.thin_pool.as_ref().filter(usable);
+        let pool = pool.map(|pool| self.pool_rules(state, pool));
         Rules { pool, reserve: backend.reserve.of(state.size()) }
     }
 
-    /// Looks how full all backends' pools are.
-    pub(super) async fn watch_pools(&self) {
-        for backend in self.backends() {
-            let (Found::One(vg), Some(pool)) = (self.find(&backend), &backend.thin_pool) else {
-                continue;
-            };
-            if let Err(error) = self.look_at_pool(&vg.state(), &pool.name).await {
-                tracing::warn!(vg = %vg.name(), pool = %pool.name, error = error.chain(), "cannot look at the thin pool");
-            }
-        }
-    }
-
-    async fn look_at_pool(&self, state: &VgState, pool: &LvName) -> Result<()> {
-        let status = self.pool_status(state, pool).await?;
-        let mut pools = self.0.setup.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(status) = status {
-            pools.insert((state.uuid.clone(), pool.clone()), status);
-        }
-        Ok(())
-    }
-
-    /// The kernel's figures of a pool. `None` when it is not active.
-    async fn pool_status(&self, state: &VgState, pool: &LvName) -> Result<Option<PoolStatus>> {
-        let name = dm_name(&state.name, pool).map_err(|e| Error::invalid(e.to_string()))?;
-        // LVM's pool of an LV is the layer below it.
-        let name = format!("{name}-tpool");
-        let what = format!("thin pool {name}");
-        let asked = name.clone();
-        let status = within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
-            host.device_status(&asked)
-        })
-        .await?
-        .map_err(|e| Error::host(format!("cannot ask the kernel about {what}")).because(e))?;
-        Ok(status.and_then(|s| s.targets.first().and_then(|(_, line)| PoolStatus::parse(line))))
+    /// The backends whose VG is there, each with it.
+    pub(super) fn backends_with_vg(&self) -> Vec<(Backend, Arc<Vg>)> {
+        let found = |backend: Backend| match self.find(&backend) {
+            Found::One(vg) => Some((backend, vg)),
+            Found::None | Found::Unusable(_) | Found::Unknown(_) => None,
+        };
+        self.backends().into_iter().filter_map(found).collect()
     }
 
     /// Whether some backend has no VG or could not be set up as configured, and it is time to try
@@ -268,16 +223,6 @@ impl<H: Host> Agent<H> {
         let reserve = |state: &VgState| backend.reserve.of(state.size());
         self.carry_out(&vg, |state, _| plan::pool::plan(state, pool, reserve(state))).await?;
         self.wake_pool(&vg, &pool.name).await
-    }
-
-    /// Activates a pool, so that the kernel tells how full it is.
-    async fn wake_pool(&self, vg: &Vg, pool: &LvName) -> Result<()> {
-        if self.pool_status(&vg.state(), pool).await?.is_none() {
-            let mut turn = self.0.store.turn(vg).await?;
-            turn.refresh().await?;
-            turn.run(&Change::Activate { lv: pool.clone() }).await?;
-        }
-        self.look_at_pool(&vg.state(), pool).await
     }
 }
 

@@ -14,6 +14,7 @@ mod guards;
 mod inventory;
 mod make_vg;
 mod node;
+mod pools;
 mod store;
 mod volumes;
 

@@ -33,4 +33,8 @@ pub struct PoolCapacity {
     pub metadata_used_bp: u64,
     /// Whether it takes writes at all.
     pub healthy: bool,
+    /// Whether it holds writes back when it is full, instead of failing them.
+    pub queues: bool,
+    /// Whether it should grow by itself, and cannot.
+    pub stuck: bool,
 }

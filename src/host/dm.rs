@@ -36,6 +36,8 @@ pub struct PoolStatus {
     pub writable: bool,
     /// Whether the kernel wants `thin_check` before it goes on.
     pub needs_check: bool,
+    /// Whether it holds writes back when it is full, instead of failing them.
+    pub queues: bool,
 }
 
 /// The device of that name. `None` when it is not active.
@@ -140,6 +142,7 @@ impl PoolStatus {
             data,
             writable: rest.contains(&"rw"),
             needs_check: rest.contains(&"needs_check"),
+            queues: rest.contains(&"queue_if_no_space"),
         })
     }
 }
@@ -156,8 +159,11 @@ mod tests {
             data: (783, 65216),
             writable: true,
             needs_check: false,
+            queues: false,
         };
         assert_eq!(PoolStatus::parse(line), Some(status));
+        let queues = line.replace("error_if", "queue_if");
+        assert_eq!(PoolStatus::parse(&queues), Some(PoolStatus { queues: true, ..status }));
         let full = "3 120/1024 65216/65216 - out_of_data_space discard_passdown error_if_no_space needs_check 256";
         let status = PoolStatus::parse(full).unwrap();
         assert!(!status.writable && status.needs_check);

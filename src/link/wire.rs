@@ -240,6 +240,8 @@ fn ready(vg: &LvmUuid, capacity: &BackendCapacity) -> pb::Ready {
             data_used_bp: pool.data_used_bp,
             metadata_used_bp: pool.metadata_used_bp,
             healthy: pool.healthy,
+            queues: pool.queues,
+            stuck: pool.stuck,
         }),
     }
 }
@@ -268,6 +270,8 @@ fn parse_ready(ready: pb::Ready) -> Result<BackendState> {
         data_used_bp: pool.data_used_bp,
         metadata_used_bp: pool.metadata_used_bp,
         healthy: pool.healthy,
+        queues: pool.queues,
+        stuck: pool.stuck,
     });
     let capacity = BackendCapacity {
         extent_size,
@@ -382,6 +386,8 @@ mod tests {
                 data_used_bp: 17,
                 metadata_used_bp: 4,
                 healthy: true,
+                queues: true,
+                stuck: true,
             }),
         };
         let name = VgName::parse("vg0").unwrap();

@@ -127,6 +127,13 @@ pub enum Change {
         /// The only extents that it may get. Empty: any.
         from: Vec<Range>,
     },
+    /// Makes a thin pool's metadata larger, and the spare for its repair with it.
+    ExtendMetadata {
+        /// The pool.
+        lv: LvName,
+        /// The size of its metadata afterwards.
+        size: Bytes,
+    },
     /// Removes an LV that is ours.
     Remove {
         /// Its name, for the log.
@@ -178,6 +185,7 @@ impl Change {
             | Self::SnapshotThin { lv, .. }
             | Self::CloneThin { lv, .. }
             | Self::Extend { lv, .. }
+            | Self::ExtendMetadata { lv, .. }
             | Self::Remove { lv, .. }
             | Self::Retag { lv, .. }
             | Self::Activate { lv }
@@ -265,6 +273,9 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
                 .with(&from.iter().map(String::as_str).collect::<Vec<_>>())
                 .change()
         }
+        Change::ExtendMetadata { lv, size } => Args::on(target, "lvextend", Log::Json)
+            .with(&["--poolmetadatasize", &format!("{}b", size.get()), &full(lv)])
+            .change(),
         Change::Remove { uuid, .. } => {
             Args::on(target, "lvremove", Log::Plain).select(target, uuid).change()
         }
@@ -450,6 +461,7 @@ mod tests {
                 extents: Extents::new(512),
                 from: vec![Range { device: "/dev/sdb".into(), start: 100, len: 256 }],
             },
+            Change::ExtendMetadata { lv: lv("pool0"), size: Bytes::mib(32) },
             Change::Remove { lv: lv("pvc-1"), uuid: uuid.clone() },
             Change::Retag {
                 lv: lv("pvc-1"),

@@ -40,6 +40,8 @@ pub fn of(vg: &VgState, rules: &Rules) -> BackendCapacity {
                 data_used_bp: pool.data_used_bp,
                 metadata_used_bp: pool.metadata_used_bp,
                 healthy: pool.healthy,
+                queues: pool.queues,
+                stuck: pool.stuck,
             })
         }),
     }
@@ -96,20 +98,23 @@ impl PoolCapacity {
     /// Why it promises nothing, however much was promised so far.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        let percent = |bp: u64| format!("{}.{:02}%", bp / 100, bp % 100);
-        if !self.healthy {
+        // A pool that is full takes no writes either; then it is the room that it lacks.
+        if !self.healthy && self.data_used_bp < 10_000 {
             return Some("it takes no writes: look at `lvs -a` and at the kernel's log".to_owned());
         }
-        if self.data_used_bp >= POOL_DATA_GUARD_BP {
-            return Some(format!("its data is {} full: extend it", percent(self.data_used_bp)));
-        }
-        if self.metadata_used_bp >= POOL_METADATA_GUARD_BP {
-            return Some(format!(
-                "its metadata is {} full: extend it",
-                percent(self.metadata_used_bp)
-            ));
-        }
-        None
+        let (what, used) = if self.data_used_bp >= POOL_DATA_GUARD_BP {
+            ("data", self.data_used_bp)
+        } else if self.metadata_used_bp >= POOL_METADATA_GUARD_BP {
+            ("metadata", self.metadata_used_bp)
+        } else {
+            return None;
+        };
+        let remedy = if self.stuck {
+            "it cannot grow: add a disk to the volume group, or delete volumes or snapshots"
+        } else {
+            "extend it"
+        };
+        Some(format!("its {what} is {}.{:02}% full: {remedy}", used / 100, used % 100))
     }
 }
 

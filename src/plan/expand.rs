@@ -74,13 +74,7 @@ fn extend(lv: &Lv, extents: Extents, from: Vec<Range>) -> Change {
 }
 
 fn thin(vg: &VgState, rules: &Rules, lv: &Lv, extents: Extents, more: Extents) -> Result<Plan> {
-    let pool = rules.pool.as_ref().filter(|rules| lv.pool() == Some(&rules.lv)).ok_or_else(|| {
-        Error::failed_precondition(format!(
-            "volume {} is in thin pool {:?}, which no backend on this node has: add it to the configuration",
-            lv.name,
-            lv.pool()
-        ))
-    })?;
+    let pool = super::pool::of(vg, rules, lv)?;
     check_pool(vg, pool, vg.extent_size.size_of(more))?;
     Ok(Plan::Steps(vec![extend(lv, extents, vec![])]))
 }

@@ -8,9 +8,11 @@ pub mod capacity;
 pub mod create;
 pub mod expand;
 pub mod pool;
+pub mod pool_growth;
 pub mod remove;
 pub mod snapshot;
 
+use crate::config::Autogrow;
 use crate::error::{Error, Result};
 use crate::lvm::command::Change;
 use crate::lvm::state::{Lv, VgState};
@@ -52,6 +54,21 @@ pub struct PoolRules {
     pub metadata_used_bp: u64,
     /// Whether it takes writes at all.
     pub healthy: bool,
+    /// Whether it holds writes back when it is full, instead of failing them.
+    pub queues: bool,
+    /// Whether it should grow by itself, and cannot.
+    pub stuck: bool,
+    /// How it grows by itself. `None`: not at all, or nothing is known to grow from.
+    pub growth: Option<Growth>,
+}
+
+/// How a thin pool grows by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Growth {
+    /// When, and by how much.
+    pub rule: Autogrow,
+    /// How much metadata it has. What the VG holds does not tell.
+    pub metadata: Bytes,
 }
 
 /// The LV of that name, which must be ours and bear that CSI name if it is there.
@@ -149,6 +166,9 @@ pub(crate) mod fixture {
             data_used_bp: 1_000,
             metadata_used_bp: 1_000,
             healthy: true,
+            queues: false,
+            stuck: false,
+            growth: None,
         };
         (vg, Rules { pool: Some(pool), reserve: Bytes::ZERO })
     }

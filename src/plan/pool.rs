@@ -1,11 +1,12 @@
 //! Making a thin pool, and finding one that may be used.
 
-use super::Plan;
+use super::{Plan, PoolRules, Rules};
 use crate::config::{Share, ThinPool};
 use crate::error::{Error, Result};
 use crate::lvm::command::Change;
-use crate::lvm::state::{LvLayout, VgState};
+use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::lvm::tag::Kind;
+use crate::names::LvName;
 use crate::units::{Bytes, Extents};
 
 /// The smallest unit of allocation that LVM takes; small ones make snapshots cheap.
@@ -35,10 +36,9 @@ pub fn plan(vg: &VgState, pool: &ThinPool, reserve: Bytes) -> Result<Plan> {
     };
     match &found.layout {
         LvLayout::ThinPool { zero: true, .. } => Ok(Plan::Done),
-        LvLayout::ThinPool { zero: false, .. } => Err(Error::failed_precondition(format!(
-            "thin pool {}/{} does not zero new blocks, so a volume could show what another one wrote: lvchange --zero y {}/{}",
-            vg.name, pool.name, vg.name, pool.name
-        ))),
+        LvLayout::ThinPool { zero: false, .. } => {
+            Err(Error::failed_precondition(does_not_zero(vg, &pool.name)))
+        }
         // lvcreate makes a plain LV first and turns it into a pool; it was cut in between.
         LvLayout::Linear
         | LvLayout::Striped { .. }
@@ -57,6 +57,42 @@ pub fn plan(vg: &VgState, pool: &ThinPool, reserve: Bytes) -> Result<Plan> {
             vg.name, pool.name
         ))),
     }
+}
+
+/// The rules of the pool that a thin LV is in.
+///
+/// # Errors
+/// Why it is not one that may be used.
+pub(super) fn of<'a>(vg: &VgState, rules: &'a Rules, lv: &Lv) -> Result<&'a PoolRules> {
+    let has = lv.pool();
+    if let Some(pool) = rules.pool.as_ref().filter(|pool| has == Some(&pool.lv)) {
+        return Ok(pool);
+    }
+    let why = match has.and_then(|pool| vg.lvs.get(pool)) {
+        Some(pool) => match &pool.layout {
+            LvLayout::ThinPool { zero: false, .. } => does_not_zero(vg, &pool.name),
+            LvLayout::ThinPool { zero: true, .. }
+            | LvLayout::Linear
+            | LvLayout::Striped { .. }
+            | LvLayout::Thin { .. }
+            | LvLayout::Other(_) => format!(
+                "thin pool {}/{} is no backend's on this node: add it to the configuration",
+                vg.name, pool.name
+            ),
+        },
+        None => format!("its thin pool is not in volume group {}", vg.name),
+    };
+    Err(Error::failed_precondition(format!(
+        "volume {} is in a thin pool that cannot be used: {why}",
+        lv.name
+    )))
+}
+
+fn does_not_zero(vg: &VgState, pool: &LvName) -> String {
+    format!(
+        "thin pool {}/{pool} does not zero new blocks, so a volume could show what another one wrote: lvchange --zero y {}/{pool}",
+        vg.name, vg.name
+    )
 }
 
 fn shape(vg: &VgState, pool: &ThinPool, size: Share, reserve: Bytes) -> Result<Change> {
@@ -94,7 +130,12 @@ mod tests {
     use super::*;
 
     fn pool(size: Option<Share>) -> ThinPool {
-        ThinPool { name: lv_name("pool0"), create_size: size, overprovision_percent: 100 }
+        ThinPool {
+            name: lv_name("pool0"),
+            create_size: size,
+            overprovision_percent: 100,
+            autogrow: None,
+        }
     }
 
     fn made(vg: &VgState, size: Share, reserve: Bytes) -> (u64, u64, Bytes) {

@@ -37,18 +37,13 @@ pub fn plan(vg: &VgState, rules: &Rules, request: &CreateSnapshot) -> Result<Pla
     if origin.is_unfinished() {
         return Err(Error::unavailable(format!("volume {} is still being made", origin.name)));
     }
-    let LvLayout::Thin { pool, .. } = &origin.layout else {
+    let LvLayout::Thin { .. } = &origin.layout else {
         return Err(Error::failed_precondition(format!(
             "volume {} is thick, and snapshots of thick volumes are not offered yet: use a class with provisioning: thin",
             origin.name
         )));
     };
-    let pool = rules.pool.as_ref().filter(|rules| rules.lv == *pool).ok_or_else(|| {
-        Error::failed_precondition(format!(
-            "volume {} is in thin pool {pool}, which no backend on this node has: add it to the configuration",
-            origin.name
-        ))
-    })?;
+    let pool = super::pool::of(vg, rules, origin)?;
     check_pool(vg, pool, origin.size)?;
     let tags = Tags {
         owned: Some(1),

@@ -170,12 +170,8 @@ impl Host for SimHost {
     fn device_status(&self, dm_name: &str) -> io::Result<Option<DmStatus>> {
         self.alive()?;
         let world = self.world();
-        if let Some(pool) = dm_name.strip_suffix("-tpool") {
-            if !world.active.contains_key(pool) {
-                return Ok(None);
-            }
-            let line = "1 10/1000 0/1000 - rw discard_passdown error_if_no_space - 1024";
-            let targets = vec![("thin-pool".to_owned(), line.to_owned())];
+        if let Some(line) = world.pool_status(dm_name) {
+            let targets = vec![("thin-pool".to_owned(), line)];
             return Ok(Some(DmStatus { open_count: 1, targets }));
         }
         let Some(device) = world.device(dm_name) else { return Ok(None) };

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::pool::SimPool;
 use super::print;
 use super::world::{Content, Holds, World};
 use crate::host::runner::{Completed, Exit};
@@ -212,6 +213,8 @@ fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
                 return refuse("insufficient free space for metadata");
             };
             vg.hidden.insert(name.clone(), [areas, more].concat());
+            let pool = SimPool { metadata, metadata_used: Bytes::kib(40), ..SimPool::default() };
+            vg.pools.insert(name.clone(), pool);
         } else {
             if stripes > 1 {
                 lv.layout = LvLayout::Striped {
@@ -250,6 +253,12 @@ fn lvextend(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     let Some(lv) = lv.and_then(|lv| vg.state.lvs.get(&LvName::parse(lv).ok()?).cloned()) else {
         return refuse("Logical volume not found");
     };
+    if let Some(size) = parsed.number("--poolmetadatasize") {
+        let size = vg.state.extent_size.extents_ceil(Bytes::new(size));
+        vg.extend_metadata(&lv.name, size).or_else(refuse)?;
+        commit(world, vg_name);
+        return Ok(());
+    }
     let extent = vg.state.extent_size;
     let have = extent.extents_ceil(lv.size).get();
     let Some(more) = count.checked_sub(have).filter(|more| *more > 0) else {
@@ -279,7 +288,10 @@ fn lvextend(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         let Some(new) = vg.allocate(more, stripes, &allowed) else {
             return refuse("Insufficient free space");
         };
-        areas.extend(new);
+        match vg.hidden.get_mut(&lv.name) {
+            Some(hidden) => hidden.extend(new),
+            None => areas.extend(new),
+        }
         areas.sort();
     }
     if let Some(lv) = vg.state.lvs.get_mut(&lv.name) {
@@ -328,6 +340,7 @@ fn lvremove(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     if let Some(vg) = world.vg_mut(vg_name) {
         vg.release(&lv.areas);
         vg.state.lvs.remove(&lv.name);
+        vg.pools.remove(&lv.name);
         if let Some(hidden) = vg.hidden.remove(&lv.name) {
             vg.release(&hidden);
         }

@@ -13,10 +13,12 @@
 mod fault;
 mod host;
 mod lvm;
+mod pool;
 mod print;
 mod programs;
 mod world;
 
 pub use fault::{Fault, Mode};
 pub use host::SimHost;
+pub use pool::SimPool;
 pub use world::{Content, Mounted, World};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::pool::SimPool;
 use crate::host::PathKind;
 use crate::host::dm::DmDevice;
 use crate::host::mountinfo::Mount;
@@ -52,6 +53,7 @@ pub(super) struct SimVg {
     pub(super) state: VgState,
     /// Extents of LVs that nobody sees: a pool's data, metadata and spare.
     pub(super) hidden: BTreeMap<LvName, Vec<Area>>,
+    pub(super) pools: BTreeMap<LvName, SimPool>,
     pub(super) next_device_id: u64,
 }
 
@@ -152,7 +154,8 @@ impl World {
             pvs: BTreeMap::new(),
             lvs: BTreeMap::new(),
         };
-        let vg = SimVg { state, hidden: BTreeMap::new(), next_device_id: 1 };
+        let (hidden, pools) = (BTreeMap::new(), BTreeMap::new());
+        let vg = SimVg { state, hidden, pools, next_device_id: 1 };
         self.vgs.insert(uuid.clone(), vg);
         for disk in disks {
             self.add_pv(&uuid, disk);
@@ -324,6 +327,9 @@ impl World {
                 state.pvs.len(),
                 state.free_extents()
             ));
+            for (name, pool) in &vg.pools {
+                lines.push(format!("pool {name} {pool:?}"));
+            }
             for lv in state.lvs.values() {
                 let layout = match &lv.layout {
                     LvLayout::Thin { pool, origin, .. } => format!("thin in {pool} of {origin:?}"),

@@ -25,5 +25,6 @@
 mod behaviour;
 mod faults;
 mod link;
+mod pools;
 mod setup;
 mod support;
