@@ -18,6 +18,7 @@ mod filesystems;
 mod foreign;
 mod full;
 mod group;
+mod growth;
 mod killed;
 mod missing;
 mod power;

@@ -1,0 +1,108 @@
+//! Thin pools grow by themselves, data and metadata, one LVM process each time, while a filesystem writes.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cinderblock_lab::driver::{self, LvmCount, Machine};
+
+use crate::support::{BACKEND, GIB, MIB, THIN, VG, Vol, bare, fill, pooled, started, sum};
+
+/// More than a look and a growth take.
+const SETTLED: Duration = Duration::from_secs(5);
+
+fn figure(machine: &Machine, name: &str) -> Result<Option<f64>> {
+    machine.driver.metric(&format!("cinderblock_thin_pool_{name}{{backend=\"{BACKEND}\""))
+}
+
+/// A size of an LV in extents.
+fn extents(machine: &Machine, lv: &str) -> Result<u64> {
+    let text = machine.sh(&format!(
+        "lvs -a --noheadings --units b --nosuffix -o lv_size {VG}/{lv} | tr -d ' '"
+    ))?;
+    Ok(text.parse::<u64>().with_context(|| text.clone())? / (4 * MIB))
+}
+
+#[test]
+fn a_pool_grows_while_a_filesystem_writes() -> Result<()> {
+    started("growth", &[2 * GIB], &pooled(1, "15%"), |machine| {
+        let (csi, count) = (machine.driver.csi()?, LvmCount::start(&machine.node)?);
+        let v = Vol::create(&csi, THIN, "pvc-1", GIB)?;
+        v.attach()?;
+        let before = extents(machine, "pool0")?;
+        // As fast as the last fifth of so small a pool allows.
+        let write = format!(
+            "dd if=/dev/urandom of=/run/piece bs=1M count=8 2>/dev/null
+             for i in $(seq 1 50); do
+                dd if=/run/piece of={} bs=1M conv=fsync 2>/dev/null; sleep 0.5
+             done; rm /run/piece",
+            v.file("f$i")
+        );
+        let (written, lvm) = count.lvm_during(|| {
+            let written = machine.sh(&write);
+            std::thread::sleep(SETTLED);
+            written
+        })?;
+        written?;
+        let after = extents(machine, "pool0")?;
+        let (mut size, mut growths) = (before, 0);
+        while size < after {
+            size += size.div_ceil(5);
+            growths += 1;
+        }
+        println!("{before} extents became {after} in {growths} growths and {lvm} LVM processes");
+        ensure!(size == after, "{before} extents became {after}: not by a fifth each time");
+        ensure!(growths >= 2, "only {growths} growths");
+        ensure!(lvm == growths, "{lvm} LVM processes for {growths} growths");
+        let sums = machine.sh(&format!(
+            "sync; echo 3 >/proc/sys/vm/drop_caches; cat {} | wc -c; sha256sum {} | cut -d ' ' -f 1 | uniq | wc -l",
+            v.file("f*"),
+            v.file("f*")
+        ))?;
+        ensure!(sums == format!("{}\n1", 400 * MIB), "{sums}");
+        let used = figure(machine, "data_used_ratio")?.context("no figure")?;
+        ensure!(used < 0.8, "{used} of the pool is used");
+        v.detach()?;
+        v.delete()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn metadata_of_a_pool_made_by_hand_grows_when_asked_for() -> Result<()> {
+    let config = format!(
+        "backends: [{{name: {BACKEND}, volumeGroup: {VG}, reserve: 0%, thinPool: {{autogrow: {{at: 12%}}}}}}]"
+    );
+    bare("metadata", &[GIB], &config, |machine| {
+        let disk = driver::disk(1);
+        machine.sh(&format!(
+            "pvcreate -qq {disk}; vgcreate -qq {VG} {disk}
+             lvcreate -qqy --type thin-pool -l 75 --poolmetadatasize 4M --chunksize 64k -n pool0 {VG}"
+        ))?;
+        machine.start(BACKEND)?;
+        ensure!(figure(machine, "queues_when_full")? == Some(1.0), "it queues, and nobody says so");
+        ensure!(
+            machine.driver.log_text().contains("--errorwhenfull y vg0/pool0"),
+            "not in the log"
+        );
+        machine.sh(&format!("lvchange -qq --errorwhenfull y {VG}/pool0"))?;
+        let (csi, count) = (machine.driver.csi()?, LvmCount::start(&machine.node)?);
+        ensure!(extents(machine, "pool0_tmeta")? == 1, "the metadata is larger already");
+        let v = Vol::create(&csi, THIN, "pvc-1", 300 * MIB)?;
+        let (written, lvm) = count.lvm_during(|| {
+            v.attach()?;
+            let written = fill(machine, &v.file("data"), 250);
+            std::thread::sleep(SETTLED);
+            written
+        })?;
+        let (written, metadata) = (written?, extents(machine, "pool0_tmeta")?);
+        println!("1 extent of metadata became {metadata} by {lvm} LVM processes");
+        ensure!(metadata == 5, "4 MiB of metadata should have 16 MiB more");
+        ensure!(extents(machine, "lvol0_pmspare")? >= 5, "the spare is smaller");
+        ensure!(lvm == 2, "{lvm} LVM processes, not one for the stage and one to grow");
+        ensure!(extents(machine, "pool0")? == 75, "data grew, though no more is promised");
+        ensure!(figure(machine, "queues_when_full")? == Some(0.0), "it still queues");
+        ensure!(sum(machine, &v.file("data"), 250)? == written, "other data");
+        v.detach()?;
+        Ok(v.delete()?)
+    })
+}
