@@ -15,9 +15,6 @@ use crate::names::Handle;
 
 /// How often the disks are looked at for changes by others: a few hundred bytes a disk.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// How often pools are looked at for how full they are, by one ioctl a pool. A fast disk fills the
-/// last fifth of a small pool within a few of these.
-const WATCH_EVERY: Duration = Duration::from_secs(2);
 
 impl<H: Host> Agent<H> {
     /// Scans, sets up backends and publishes, for ever.
@@ -28,8 +25,6 @@ impl<H: Host> Agent<H> {
         let mut labels = self.0.labels.clone();
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut watch = tokio::time::interval(WATCH_EVERY);
-        watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.set_up_backends().await;
         loop {
             // A sender that is gone will change nothing any more: wait for the others.
@@ -43,11 +38,6 @@ impl<H: Host> Agent<H> {
                     }
                     if self.backends_need_attention() {
                         self.set_up_backends().await;
-                    }
-                }
-                _ = watch.tick() => {
-                    if !self.watch_pools().await {
-                        continue;
                     }
                 }
             }

@@ -83,7 +83,9 @@ impl<H: Host> Agent<H> {
 
     /// Looks at the disks, sets up the backends and keeps the inventory true until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
-        stop.run_until_cancelled(self.keep_inventory()).await;
+        // Apart: a disk that hangs must not keep the pools on other disks from growing.
+        let (inventory, pools) = (Box::pin(self.keep_inventory()), Box::pin(self.keep_pools()));
+        stop.run_until_cancelled(async { tokio::join!(inventory, pools) }).await;
     }
 
     /// Refuses new calls, and waits until all that was begun has come to its end.

@@ -17,11 +17,14 @@ use crate::host::dm::PoolStatus;
 use crate::lvm::command::Change;
 use crate::lvm::state::{LvLayout, VgState};
 use crate::lvm::tag::Kind;
-use crate::names::{LvName, LvmUuid, dm_name};
+use crate::names::{BackendName, LvName, LvmUuid, dm_name};
 use crate::plan::pool_growth::{self, Condition};
-use crate::plan::{Growth, Plan, PoolRules};
+use crate::plan::{Growth, Plan, PoolRules, Rules};
 use crate::units::Bytes;
 
+/// How often pools are looked at for how full they are, by one ioctl a pool. A fast disk fills the
+/// last fifth of a small pool within a few of these.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
 const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pools' fill is published in steps of this, in hundredths of a percent: not at every write.
 const FILL_STEP_BP: u64 = 10;
@@ -83,13 +86,27 @@ impl<H: Host> Agent<H> {
         }
     }
 
+    /// Keeps the pools from running full, for ever.
+    pub(super) async fn keep_pools(&self) {
+        let mut tick = tokio::time::interval(WATCH_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut known = BTreeMap::new();
+        loop {
+            tick.tick().await;
+            let now = self.watch_pools().await;
+            if now != known {
+                known = now;
+                self.publish_again();
+            }
+        }
+    }
+
     /// Looks how full all backends' pools are, begins to grow those that need it, and says what is
-    /// wrong. Whether anything is to be published.
-    pub(super) async fn watch_pools(&self) -> bool {
-        let mut changed = false;
+    /// wrong. What is known of them then.
+    async fn watch_pools(&self) -> BTreeMap<BackendName, Rules> {
+        let mut known = BTreeMap::new();
         for (backend, vg) in self.backends_with_vg() {
             let (state, Some(pool)) = (vg.state(), &backend.thin_pool) else { continue };
-            let before = self.known_rules(&backend, &state);
             let looked = self.look_at_pool(&state, &pool.name).await;
             let blind = looked.err().map(|error| error.chain());
             if let Some(error) = blind.as_ref().filter(|why| {
@@ -100,9 +117,10 @@ impl<H: Host> Agent<H> {
             self.0.setup.pools.change(&state, &pool.name, |seen| seen.blind = blind);
             self.grow_in_time(&backend, &vg, &pool.name);
             self.tell(&backend, &state, &pool.name);
-            changed |= self.known_rules(&backend, &state) != before;
+            let rules = self.known_rules(&backend, &state);
+            known.insert(backend.name, rules);
         }
-        changed
+        known
     }
 
     /// Begins to grow a pool that needs it. Nobody waits for it.
@@ -150,7 +168,14 @@ impl<H: Host> Agent<H> {
             seen.refused = failed.is_some().then(Instant::now);
             seen.stuck = failed;
         });
-        self.publish();
+        self.publish_again();
+    }
+
+    /// The first inventory is published when all backends are set up, not before.
+    fn publish_again(&self) {
+        if self.0.inventory.borrow().revision > 0 {
+            self.publish();
+        }
     }
 
     /// Says in the log what is wrong with a pool, once.
