@@ -22,6 +22,11 @@ pub struct Config {
     backends: BTreeMap<BackendName, Backend>,
 }
 
+/// How fast deleted volumes are zeroed when nobody says: half of what a rotating disk takes.
+pub const WIPE_RATE_DEFAULT: Bytes = Bytes::mib(100);
+/// Slower than this, a volume of a terabyte takes weeks.
+const WIPE_RATE_MIN: Bytes = Bytes::mib(1);
+
 /// A named place to put volumes: on each node that has it, one VG and at most one thin pool in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
@@ -35,6 +40,8 @@ pub struct Backend {
     pub thin_pool: Option<ThinPool>,
     /// Room in the VG that is never given out.
     pub reserve: Share,
+    /// How much of deleted volumes is zeroed in a second.
+    pub wipe_rate: Bytes,
     /// Labels that a node must have. Empty: every node.
     pub node_selector: BTreeMap<String, String>,
 }
@@ -189,6 +196,7 @@ struct RawBackend {
     devices: Vec<PathBuf>,
     thin_pool: Option<RawPool>,
     reserve: Option<Scalar>,
+    wipe_rate: Option<Scalar>,
     #[serde(default)]
     nodes: BTreeMap<String, String>,
 }
@@ -258,12 +266,20 @@ impl RawBackend {
             Some(Scalar(text)) => Share::parse(&text).map_err(|e| format!("reserve {e}"))?,
             None => Share::Percent(5),
         };
+        let wipe_rate = match self.wipe_rate {
+            Some(Scalar(text)) => parse_quantity(&text)
+                .ok()
+                .filter(|rate| *rate >= WIPE_RATE_MIN)
+                .ok_or_else(|| format!("wipeRate {text:?} is not a size from 1Mi, as in 100Mi"))?,
+            None => WIPE_RATE_DEFAULT,
+        };
         Ok(Backend {
             name,
             volume_group,
             create_from: self.devices,
             thin_pool: self.thin_pool.map(RawPool::check).transpose()?,
             reserve,
+            wipe_rate,
             node_selector: self.nodes,
         })
     }
@@ -356,6 +372,7 @@ backends:
   - name: slow
     volumeGroup: hdd
     reserve: 10Gi
+    wipeRate: 20Mi
 ";
 
     #[test]
@@ -371,6 +388,7 @@ backends:
         assert!(!first.selects(&BTreeMap::new()));
         let slow = config.backend(Some(&name("slow"))).unwrap();
         assert_eq!(slow.reserve.of(Bytes::gib(100)), Bytes::gib(10));
+        assert_eq!((first.wipe_rate, slow.wipe_rate), (Bytes::mib(100), Bytes::mib(20)));
         assert!(slow.selects(&BTreeMap::new()) && slow.thin_pool.is_none());
         let error = config.backend(Some(&name("fast"))).unwrap_err().to_string();
         assert_eq!(
@@ -407,6 +425,7 @@ backends:
             ),
             ("volumeGroup: vg0, reserve: 101%", "reserve"),
             ("volumeGroup: vg0, reserve: some", "reserve"),
+            ("volumeGroup: vg0, wipeRate: 0", "wipeRate"),
             ("volumeGroup: vg0, thinPool: {overprovision: 0.5}", "overprovision"),
             ("volumeGroup: vg0, thinPool: {size: 0}", "thinPool.size"),
             ("volumeGroup: vg0, thinPool: {name: snapshot1}", "thinPool.name"),

@@ -28,6 +28,8 @@ const RESERVED_PARTS: [&str; 17] = [
 const OWN_PREFIXES: [&str; 3] = ["snap-", "cb-", "lvol"];
 /// What is behind a volume's name in that of the LV with the extents that it is about to get.
 const GROWTH_SUFFIX: &str = ".growth";
+/// What a deleted volume's name begins with while it is being cleared. No hash of ours does.
+const TRASH_PREFIX: &str = "cb-trash-";
 /// The namespace of every derived UUID (random, chosen once).
 const NAMESPACE: Uuid = Uuid::from_u128(0x3d0f_7a52_9b1c_4e67_8a2e_51c0_d4b6_f793);
 
@@ -172,6 +174,14 @@ impl LvName {
     #[must_use]
     pub fn growth(&self) -> Self {
         Self(format!("{}{GROWTH_SUFFIX}", self.0))
+    }
+
+    /// The name that a deleted volume or snapshot has until it is cleared. Made from the LV's
+    /// identifier, so that it proves which LV was meant, and never meets another one's.
+    #[must_use]
+    pub fn trash(lv: &LvmUuid) -> Self {
+        let id = lv.compact().replace(['!', '#'], ".");
+        Self(format!("{TRASH_PREFIX}{id}"))
     }
 
     fn hashed(kind: &str, text: &str) -> Self {

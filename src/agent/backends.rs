@@ -10,13 +10,14 @@ use tokio::time::Instant;
 use super::Agent;
 use super::pools::Pools;
 use super::store::Vg;
-use crate::config::{Backend, ThinPool};
+use crate::config::{Backend, ThinPool, WIPE_RATE_DEFAULT};
 use crate::domain::{BackendState, BackendStatus};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::lvm::state::{LvLayout, VgState};
 use crate::names::BackendName;
 use crate::plan::{self, Plan, Rules, capacity};
+use crate::units::Bytes;
 
 /// How often it is tried again to set up a backend that could not be: nothing else would tell that
 /// its disks have come or were cleared.
@@ -168,6 +169,13 @@ impl<H: Host> Agent<H> {
         Rules { pool, reserve: backend.reserve.of(state.size()) }
     }
 
+    /// How much of deleted volumes may be zeroed in a VG in a second.
+    pub(super) fn wipe_rate(&self, state: &VgState) -> Bytes {
+        let backends = self.backends();
+        let backend = backends.iter().find(|b| b.volume_group == state.name);
+        backend.map_or(WIPE_RATE_DEFAULT, |b| b.wipe_rate)
+    }
+
     /// The backends whose VG is there, each with it.
     pub(super) fn backends_with_vg(&self) -> Vec<(Backend, Arc<Vg>)> {
         let found = |backend: Backend| match self.find(&backend) {
@@ -228,7 +236,7 @@ impl<H: Host> Agent<H> {
 
 /// Whether a pool is there and safe to use.
 fn pool_is_usable(state: &VgState, pool: &ThinPool) -> Result<()> {
-    let reserve = crate::units::Bytes::ZERO;
+    let reserve = Bytes::ZERO;
     match plan::pool::plan(state, pool, reserve)? {
         Plan::Done => Ok(()),
         Plan::Steps(_) | Plan::Rest(_) | Plan::Zero(_) => {

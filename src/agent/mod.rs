@@ -17,6 +17,7 @@ mod node;
 mod pools;
 mod store;
 mod volumes;
+mod wipe;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ struct Inner<H> {
     labels: watch::Receiver<Option<Labels>>,
     /// What is known of each backend beside its VG.
     setup: backends::Setup,
+    wiping: wipe::Wiping,
     inventory: watch::Sender<Arc<Inventory>>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -75,17 +77,20 @@ impl<H: Host> Agent<H> {
             config,
             labels,
             setup: backends::Setup::default(),
+            wiping: wipe::Wiping::default(),
             inventory: watch::Sender::new(Arc::new(Inventory::default())),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }))
     }
 
-    /// Looks at the disks, sets up the backends and keeps the inventory true until `stop`.
+    /// Looks at the disks, sets up the backends, keeps the inventory true and wipes what was deleted
+    /// until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         // Apart: a disk that hangs must not keep the pools on other disks from growing.
         let (inventory, pools) = (Box::pin(self.keep_inventory()), Box::pin(self.keep_pools()));
-        stop.run_until_cancelled(async { tokio::join!(inventory, pools) }).await;
+        let work = async { tokio::join!(inventory, pools, self.keep_wiping()) };
+        stop.run_until_cancelled(work).await;
     }
 
     /// Refuses new calls, and waits until all that was begun has come to its end.

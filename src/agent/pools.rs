@@ -225,7 +225,11 @@ impl<H: Host> Agent<H> {
     }
 
     /// The kernel's figures of a pool. `None` when it is not active.
-    async fn pool_status(&self, state: &VgState, pool: &LvName) -> Result<Option<PoolStatus>> {
+    pub(super) async fn pool_status(
+        &self,
+        state: &VgState,
+        pool: &LvName,
+    ) -> Result<Option<PoolStatus>> {
         let name = dm_name(&state.name, pool).map_err(|e| Error::invalid(e.to_string()))?;
         let what = format!("thin pool {name}");
         let status = within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {

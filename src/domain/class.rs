@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 use crate::lvm::command::ThickLayout;
-use crate::lvm::tag::Claim;
+use crate::lvm::tag::{Claim, Wipe};
 use crate::names::BackendName;
 use crate::units::{Bytes, parse_quantity};
 
 /// The keys of a StorageClass, in the order of the documentation.
-const KEYS: [&str; 5] = ["backend", "provisioning", "layout", "stripes", "stripeSize"];
+const KEYS: [&str; 6] = ["backend", "provisioning", "layout", "stripes", "stripeSize", "wipe"];
 /// What external-provisioner adds (`--extra-create-metadata`); all under this prefix is not ours.
 const CSI_PREFIX: &str = "csi.storage.k8s.io/";
 /// LVM's own limit (lvcreate(8)).
@@ -36,6 +36,8 @@ pub struct VolumeClass {
     pub provisioning: Option<Provisioning>,
     /// `layout`, `stripes` and `stripeSize`, of a thick volume.
     pub layout: ThickLayout,
+    /// `wipe`. `None`: what was in it stays on the disks when it is deleted.
+    pub wipe: Option<Wipe>,
 }
 
 impl VolumeClass {
@@ -82,7 +84,22 @@ impl VolumeClass {
             let why = "a thin volume has the layout of its pool: leave it out, or use provisioning: thick";
             return Err(bad("layout", why.to_owned()));
         }
-        Ok(Self { backend, provisioning, layout })
+        let wipe = match get("wipe") {
+            None | Some("none") => None,
+            Some(text) => Some(Wipe::parse(text).ok_or_else(|| {
+                bad("wipe", format!("{text:?} is neither none nor discard nor zero"))
+            })?),
+        };
+        let provisioning = match (wipe, provisioning) {
+            (Some(Wipe::Zero), Some(Provisioning::Thin)) => {
+                let why = "zero would fill the pool with the zeroes of a thin volume, and not reach what a snapshot has kept: use discard, or provisioning: thick";
+                return Err(bad("wipe", why.to_owned()));
+            }
+            // Only a thick volume can be overwritten, so that is what is meant.
+            (Some(Wipe::Zero), None) => Some(Provisioning::Thick),
+            (_, provisioning) => provisioning,
+        };
+        Ok(Self { backend, provisioning, layout, wipe })
     }
 }
 
@@ -130,7 +147,12 @@ mod tests {
         let class = parse(&[]).unwrap();
         assert_eq!(
             class,
-            VolumeClass { backend: None, provisioning: None, layout: ThickLayout::Linear }
+            VolumeClass {
+                backend: None,
+                provisioning: None,
+                layout: ThickLayout::Linear,
+                wipe: None
+            }
         );
         let class = parse(&[
             ("backend", "lvmdriver-1"),
@@ -143,6 +165,17 @@ mod tests {
         assert_eq!(class.backend.unwrap().as_str(), "lvmdriver-1");
         let layout = ThickLayout::Striped { stripes: 4, stripe_size: Bytes::kib(64) };
         assert_eq!((class.provisioning, class.layout), (Some(Provisioning::Thick), layout));
+    }
+
+    #[test]
+    fn how_a_volume_is_wiped() {
+        let wipe = |pairs: &[(&str, &str)]| parse(pairs).map(|c| (c.wipe, c.provisioning)).unwrap();
+        assert_eq!(wipe(&[("wipe", "none")]), (None, None));
+        assert_eq!(wipe(&[("wipe", "discard")]), (Some(Wipe::Discard), None));
+        let thin = [("wipe", "discard"), ("provisioning", "thin")];
+        assert_eq!(wipe(&thin), (Some(Wipe::Discard), Some(Provisioning::Thin)));
+        // Thick even where the backend has a pool: nothing else can be overwritten.
+        assert_eq!(wipe(&[("wipe", "zero")]), (Some(Wipe::Zero), Some(Provisioning::Thick)));
     }
 
     #[test]
@@ -159,6 +192,8 @@ mod tests {
             (&[("layout", "striped"), ("stripes", "1")], "from 2 to 128"),
             (&[("layout", "striped"), ("stripeSize", "5Ki")], "power of two"),
             (&[("layout", "striped"), ("provisioning", "thin")], "layout of its pool"),
+            (&[("wipe", "shred")], "neither none nor discard nor zero"),
+            (&[("wipe", "zero"), ("provisioning", "thin")], "use discard"),
         ] {
             let error = parse(pairs).unwrap_err().to_string();
             assert!(error.contains(what), "{error}");

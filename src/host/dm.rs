@@ -27,6 +27,10 @@ pub struct DmDevice {
 
 /// How full a thin pool is, from its status line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "words of the kernel's line, independent of each other"
+)]
 pub struct PoolStatus {
     /// Metadata blocks in use and in all.
     pub metadata: (u64, u64),
@@ -38,6 +42,9 @@ pub struct PoolStatus {
     pub needs_check: bool,
     /// Whether it holds writes back when it is full, instead of failing them.
     pub queues: bool,
+    /// Whether it passes discards on to its disks. The kernel stops that where they take none, or
+    /// only smaller ones than the pool's chunks.
+    pub passes_discards: bool,
 }
 
 /// The device of that name. `None` when it is not active.
@@ -143,6 +150,7 @@ impl PoolStatus {
             writable: rest.contains(&"rw"),
             needs_check: rest.contains(&"needs_check"),
             queues: rest.contains(&"queue_if_no_space"),
+            passes_discards: rest.contains(&"discard_passdown"),
         })
     }
 }
@@ -160,13 +168,14 @@ mod tests {
             writable: true,
             needs_check: false,
             queues: false,
+            passes_discards: false,
         };
         assert_eq!(PoolStatus::parse(line), Some(status));
         let queues = line.replace("error_if", "queue_if");
         assert_eq!(PoolStatus::parse(&queues), Some(PoolStatus { queues: true, ..status }));
         let full = "3 120/1024 65216/65216 - out_of_data_space discard_passdown error_if_no_space needs_check 256";
         let status = PoolStatus::parse(full).unwrap();
-        assert!(!status.writable && status.needs_check);
+        assert!(!status.writable && status.needs_check && status.passes_discards);
         assert!(!PoolStatus::parse("Fail").unwrap().writable);
         assert_eq!(PoolStatus::parse("rubbish"), None);
     }

@@ -12,8 +12,9 @@ use super::invocation::Invocation;
 use super::mount::{self, MountCall};
 use super::mountinfo::MountTable;
 use super::runner::{Completed, RunError, Runner};
-use super::{FilesystemUsage, Host, PathKind, Usage};
+use super::{FilesystemUsage, Host, PathKind, Usage, wipe};
 use crate::error::Result;
+use crate::lvm::tag::Wipe;
 use crate::metrics::ProgramMetrics;
 use crate::units::Bytes;
 
@@ -57,6 +58,10 @@ impl Host for Linux {
 
     fn zero_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<()> {
         block::zero(device, offset, len)
+    }
+
+    fn clear_device(&self, device: &Path, how: Wipe, offset: u64, len: u64) -> io::Result<()> {
+        wipe::clear(device, how, offset, len)
     }
 
     fn disk(&self, path: &Path) -> io::Result<Disk> {

@@ -13,11 +13,13 @@ pub mod mount;
 pub mod mountinfo;
 pub mod runner;
 pub mod superblock;
+pub mod wipe;
 
 use std::fmt::Debug;
 use std::io;
 use std::path::Path;
 
+use crate::lvm::tag::Wipe;
 use crate::units::Bytes;
 use block::Disk;
 use dm::DmDevice;
@@ -98,6 +100,13 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// # Errors
     /// When that is not so for the whole range.
     fn zero_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Clears a range of a device that nobody else has.
+    ///
+    /// # Errors
+    /// When that is not so for the whole range; [`io::ErrorKind::Unsupported`] when the device
+    /// takes no discard.
+    fn clear_device(&self, device: &Path, how: Wipe, offset: u64, len: u64) -> io::Result<()>;
 
     /// Looks at a disk.
     ///

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 
-use super::{KEEPALIVE_EVERY, KEEPALIVE_TIMEOUT, wire};
+use super::{KEEPALIVE_EVERY, KEEPALIVE_TIMEOUT, failure, wire};
 use crate::agent::Labels;
 use crate::controller::Session;
 use crate::domain::{
@@ -108,7 +108,7 @@ impl RemoteAgent {
         let answer = answer.map_err(|s| self.broken(&s))?.into_inner();
         match answer.failure {
             None => Ok(Told { value: (), revision: answer.revision }),
-            Some(failure) => Err(wire::error(failure)),
+            Some(failure) => Err(failure::error(failure)),
         }
     }
 }
@@ -124,7 +124,7 @@ impl VolumeAgent for RemoteAgent {
                 Some(Outcome::Volume(volume)) => {
                     Ok(Told { value: wire::parse_volume(volume)?, revision: answer.revision })
                 }
-                Some(Outcome::Failure(failure)) => Err(wire::error(failure)),
+                Some(Outcome::Failure(failure)) => Err(failure::error(failure)),
                 None => self.empty(),
             }
         })
@@ -150,7 +150,7 @@ impl VolumeAgent for RemoteAgent {
                 Some(Outcome::SizeBytes(n)) => {
                     Ok(Told { value: Bytes::new(n), revision: answer.revision })
                 }
-                Some(Outcome::Failure(failure)) => Err(wire::error(failure)),
+                Some(Outcome::Failure(failure)) => Err(failure::error(failure)),
                 None => self.empty(),
             }
         })
@@ -166,7 +166,7 @@ impl VolumeAgent for RemoteAgent {
                 Some(Outcome::Snapshot(snapshot)) => {
                     Ok(Told { value: wire::parse_snapshot(&snapshot)?, revision: answer.revision })
                 }
-                Some(Outcome::Failure(failure)) => Err(wire::error(failure)),
+                Some(Outcome::Failure(failure)) => Err(failure::error(failure)),
                 None => self.empty(),
             }
         })

@@ -13,6 +13,7 @@
 mod accept;
 mod client;
 mod dial;
+mod failure;
 mod hello;
 mod serve;
 mod stream;

@@ -14,7 +14,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
 use super::stream::Watched;
-use super::{KEEPALIVE_EVERY, KEEPALIVE_TIMEOUT, wire};
+use super::{KEEPALIVE_EVERY, KEEPALIVE_TIMEOUT, failure, wire};
 use crate::agent::{Agent, Labels};
 use crate::domain::{Told, VolumeAgent};
 use crate::error::{Error, Result};
@@ -69,7 +69,7 @@ fn handle(text: &str) -> Result<Handle> {
 fn done(result: Result<Told<()>>) -> Response<pb::DoneResponse> {
     Response::new(match result {
         Ok(told) => pb::DoneResponse { failure: None, revision: told.revision },
-        Err(e) => pb::DoneResponse { failure: Some(wire::failure(&e)), revision: 0 },
+        Err(e) => pb::DoneResponse { failure: Some(failure::failure(&e)), revision: 0 },
     })
 }
 
@@ -126,7 +126,7 @@ impl<H: Host> NodeAgent for Service<H> {
         };
         let (result, revision) = match made {
             Ok(told) => (Outcome::Volume(wire::volume(&told.value)), told.revision),
-            Err(error) => (Outcome::Failure(wire::failure(&error)), 0),
+            Err(error) => (Outcome::Failure(failure::failure(&error)), 0),
         };
         Ok(Response::new(pb::CreateVolumeResponse { result: Some(result), revision }))
     }
@@ -153,7 +153,7 @@ impl<H: Host> NodeAgent for Service<H> {
         };
         let (result, revision) = match expanded {
             Ok(told) => (Outcome::SizeBytes(told.value.get()), told.revision),
-            Err(error) => (Outcome::Failure(wire::failure(&error)), 0),
+            Err(error) => (Outcome::Failure(failure::failure(&error)), 0),
         };
         Ok(Response::new(pb::ExpandVolumeResponse { result: Some(result), revision }))
     }
@@ -169,7 +169,7 @@ impl<H: Host> NodeAgent for Service<H> {
         };
         let (result, revision) = match made {
             Ok(told) => (Outcome::Snapshot(wire::snapshot(&told.value)), told.revision),
-            Err(error) => (Outcome::Failure(wire::failure(&error)), 0),
+            Err(error) => (Outcome::Failure(failure::failure(&error)), 0),
         };
         Ok(Response::new(pb::CreateSnapshotResponse { result: Some(result), revision }))
     }

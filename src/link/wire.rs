@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use cinderblock_proto::agent::v1 as pb;
-use pb::failure::Kind;
 
 use crate::domain::{
     BackendCapacity, BackendState, BackendStatus, CapacityRange, ContentSource, CreateSnapshot,
     CreateVolume, Inventory, PoolCapacity, Provisioning, Snapshot, Volume, VolumeClass,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::lvm::command::ThickLayout;
-use crate::lvm::tag::{Claim, Usage};
+use crate::lvm::tag::{Claim, Usage, Wipe};
 use crate::names::{BackendName, CsiName, Handle, LvmUuid, NameError, VgName};
 use crate::units::{Bytes, ExtentSize};
 
@@ -28,42 +27,6 @@ fn parse_handle(text: &str) -> Result<Handle> {
 
 fn parse_name(text: &str) -> Result<CsiName> {
     CsiName::parse(text).map_err(|e| bad("name", &e))
-}
-
-/// An error as it goes over the wire.
-pub(super) fn failure(error: &Error) -> pb::Failure {
-    let kind = match error.kind() {
-        ErrorKind::Invalid => Kind::Invalid,
-        ErrorKind::NotFound => Kind::NotFound,
-        ErrorKind::AlreadyExists => Kind::AlreadyExists,
-        ErrorKind::NoSpace => Kind::NoSpace,
-        ErrorKind::OutOfRange => Kind::OutOfRange,
-        ErrorKind::FailedPrecondition => Kind::FailedPrecondition,
-        ErrorKind::Pending => Kind::Pending,
-        ErrorKind::Unavailable | ErrorKind::BadToken => Kind::Unavailable,
-        ErrorKind::Unimplemented => Kind::Unimplemented,
-        ErrorKind::Damaged => Kind::Damaged,
-        ErrorKind::Host => Kind::Host,
-    };
-    pb::Failure { kind: kind.into(), message: error.chain() }
-}
-
-/// The error that came over the wire. One that is not known leaves everything open.
-pub(super) fn error(failure: pb::Failure) -> Error {
-    let kind = match failure.kind() {
-        Kind::Unknown | Kind::Unavailable => ErrorKind::Unavailable,
-        Kind::Invalid => ErrorKind::Invalid,
-        Kind::NotFound => ErrorKind::NotFound,
-        Kind::AlreadyExists => ErrorKind::AlreadyExists,
-        Kind::NoSpace => ErrorKind::NoSpace,
-        Kind::OutOfRange => ErrorKind::OutOfRange,
-        Kind::FailedPrecondition => ErrorKind::FailedPrecondition,
-        Kind::Pending => ErrorKind::Pending,
-        Kind::Unimplemented => ErrorKind::Unimplemented,
-        Kind::Damaged => ErrorKind::Damaged,
-        Kind::Host => ErrorKind::Host,
-    };
-    Error::new(kind, failure.message)
 }
 
 fn provisioning(p: Option<Provisioning>) -> pb::Provisioning {
@@ -129,6 +92,7 @@ pub(super) fn create_volume(request: &CreateVolume) -> pb::CreateVolumeRequest {
         backend: request.class.backend.as_ref().map(ToString::to_string).unwrap_or_default(),
         provisioning: provisioning(request.class.provisioning).into(),
         striped,
+        wipe: request.class.wipe.map(|w| w.to_string()).unwrap_or_default(),
         usage: request.usage.to_string(),
         source: request.source.as_ref().map(source),
         claim: request
@@ -150,10 +114,17 @@ pub(super) fn parse_create_volume(request: pb::CreateVolumeRequest) -> Result<Cr
             stripe_size: Bytes::new(s.stripe_size_bytes),
         },
     };
+    let wipe = match request.wipe.as_str() {
+        "" => None,
+        // A way to wipe that this agent does not know must not become none.
+        text => Some(Wipe::parse(text).ok_or_else(|| {
+            Error::invalid(format!("this node cannot wipe by {text:?}: bring it up to date"))
+        })?),
+    };
     Ok(CreateVolume {
         name: parse_name(&request.name)?,
         range: parse_range(request.range),
-        class: VolumeClass { backend, provisioning, layout },
+        class: VolumeClass { backend, provisioning, layout, wipe },
         usage: Usage::parse(&request.usage).ok_or_else(|| {
             Error::invalid(format!("the peer asks for the unknown use {:?}", request.usage))
         })?,
@@ -471,6 +442,7 @@ mod tests {
                 backend: Some(BackendName::parse("fast").unwrap()),
                 provisioning: Some(Provisioning::Thick),
                 layout: ThickLayout::Striped { stripes: 3, stripe_size: Bytes::kib(64) },
+                wipe: Some(Wipe::Zero),
             },
             usage: Usage::Filesystem(FsType::Btrfs),
             source: Some(ContentSource::Volume(handle(1))),
@@ -481,17 +453,10 @@ mod tests {
         odd.usage = "ntfs".to_owned();
         assert!(parse_create_volume(odd).is_err());
         let mut odd = create_volume(&request);
+        odd.wipe = "shred".to_owned();
+        assert!(parse_create_volume(odd).is_err());
+        let mut odd = create_volume(&request);
         odd.source = Some(pb::Source { source: Some(pb::source::Source::Volume("x".to_owned())) });
         assert!(parse_create_volume(odd).is_err());
-    }
-
-    #[test]
-    fn errors_keep_their_kind_and_unknown_ones_leave_all_open() {
-        for kind in [ErrorKind::NoSpace, ErrorKind::Pending, ErrorKind::Host, ErrorKind::NotFound] {
-            let back = error(failure(&Error::new(kind, "why")));
-            assert_eq!((back.kind(), back.to_string().as_str()), (kind, "why"));
-        }
-        let later = pb::Failure { kind: 99, message: "from the future".to_owned() };
-        assert_eq!(error(later).kind(), ErrorKind::Unavailable);
     }
 }

@@ -10,32 +10,16 @@
 //! is read back from the metadata anyway.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use super::args::{Args, Log, join};
 use super::tag::{Kind, OWNED};
-use crate::host::invocation::{Effect, Invocation, Program};
+use crate::host::invocation::Invocation;
 use crate::names::{LvName, LvmUuid, VgName};
 use crate::units::{Bytes, ExtentSize, Extents};
-
-/// How long a report may take. LVM reads every disk of the host; a disk that hangs takes as long
-/// as it wants, and the report is given up.
-const REPORT_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Room for LVM's metadata on each PV of a VG that we make: tens of thousands of tagged LVs
 /// (about 600 bytes each), the text being kept at least twice.
 const PV_METADATA_SIZE: Bytes = Bytes::mib(64);
-
-const CONFIG: &str = concat!(
-    "activation{udev_sync=0 udev_rules=0 monitoring=0 retry_deactivation=1 error_when_full=1} ",
-    "backup{backup=0 archive=0} ",
-    "devices{use_devicesfile=0 obtain_device_list_from_udev=0 scan_lvs=0 hints=\"none\" ",
-    "global_filter=[\"a|.*|\"] filter=[\"a|.*|\"]} ",
-    "global{use_lvmpolld=0 notify_dbus=0 use_lvmlockd=0 event_activation=0} ",
-);
-const CONFIG_JSON: &str = concat!(
-    "log{report_command_log=1 command_log_selection=\"all\" prefix=\"\"} ",
-    "report{output_format=\"json\" time_format=\"%s\"}",
-);
 
 /// The VG that a command works on. Its devices are the only ones that LVM opens then.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +125,20 @@ pub enum Change {
         /// Which LV.
         uuid: LvmUuid,
     },
+    /// Gives an LV another name, also one that is active.
+    Rename {
+        /// Which LV.
+        lv: LvName,
+        /// Its name afterwards.
+        to: LvName,
+    },
+    /// Makes an LV that is ours writable.
+    MakeWritable {
+        /// Its name, for the log.
+        lv: LvName,
+        /// Which LV.
+        uuid: LvmUuid,
+    },
     /// Changes the tags of an LV that is ours.
     Retag {
         /// Its name, for the log.
@@ -187,6 +185,8 @@ impl Change {
             | Self::Extend { lv, .. }
             | Self::ExtendMetadata { lv, .. }
             | Self::Remove { lv, .. }
+            | Self::Rename { lv, .. }
+            | Self::MakeWritable { lv, .. }
             | Self::Retag { lv, .. }
             | Self::Activate { lv }
             | Self::CreatePool { lv, .. } => Some(lv),
@@ -279,6 +279,14 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
         Change::Remove { uuid, .. } => {
             Args::on(target, "lvremove", Log::Plain).select(target, uuid).change()
         }
+        // lvrename(8) takes no --select: whoever gives the name proves what it means by the name.
+        Change::Rename { lv, to } => {
+            Args::on(target, "lvrename", Log::Json).with(&[vg, lv.as_str(), to.as_str()]).change()
+        }
+        Change::MakeWritable { uuid, .. } => Args::on(target, "lvchange", Log::Plain)
+            .with(&["--permission", "rw"])
+            .select(target, uuid)
+            .change(),
         Change::Retag { uuid, add, del, .. } => Args::on(target, "lvchange", Log::Plain)
             .each("--addtag", add)
             .each("--deltag", del)
@@ -347,65 +355,11 @@ impl Range {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Log {
-    Json,
-    Plain,
-}
-
-struct Args {
-    list: Vec<String>,
-}
-
-impl Args {
-    fn new(command: &str, log: Log) -> Self {
-        let config = match log {
-            Log::Json => [CONFIG, CONFIG_JSON].concat(),
-            Log::Plain => CONFIG.to_owned(),
-        };
-        Self { list: vec![command.to_owned(), "--config".to_owned(), config] }
-    }
-
-    fn on(target: &Target, command: &str, log: Log) -> Self {
-        Self::new(command, log).with(&["--yes", "--devices", &join(&target.devices)])
-    }
-
-    fn with(mut self, more: &[&str]) -> Self {
-        self.list.extend(more.iter().map(|arg| (*arg).to_owned()));
-        self
-    }
-
-    fn each(mut self, option: &str, values: &[String]) -> Self {
-        for value in values {
-            self = self.with(&[option, value]);
-        }
-        self
-    }
-
-    fn select(self, target: &Target, lv: &LvmUuid) -> Self {
-        let vg = &target.uuid;
-        let proof = format!("vg_uuid=\"{vg}\" && lv_uuid=\"{lv}\" && lv_tags={{\"{OWNED}\"}}");
-        self.with(&["--select", &proof, target.vg.as_str()])
-    }
-
-    fn read(self) -> Invocation {
-        let effect = Effect::Read(REPORT_TIMEOUT);
-        Invocation { program: Program::Lvm, args: self.list, effect }
-    }
-
-    fn change(self) -> Invocation {
-        Invocation { program: Program::Lvm, args: self.list, effect: Effect::Change }
-    }
-}
-
-fn join(devices: &[PathBuf]) -> String {
-    let texts: Vec<_> = devices.iter().map(|d| d.to_string_lossy()).collect();
-    texts.join(",")
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::args::{CONFIG, CONFIG_JSON};
     use super::*;
+    use crate::host::invocation::Effect;
 
     fn target() -> Target {
         Target {
@@ -463,6 +417,8 @@ mod tests {
             },
             Change::ExtendMetadata { lv: lv("pool0"), size: Bytes::mib(32) },
             Change::Remove { lv: lv("pvc-1"), uuid: uuid.clone() },
+            Change::Rename { lv: lv("pvc-1"), to: LvName::trash(&uuid) },
+            Change::MakeWritable { lv: lv("snap-1"), uuid: uuid.clone() },
             Change::Retag {
                 lv: lv("pvc-1"),
                 uuid,

@@ -1,6 +1,7 @@
 //! LVM as data: what a volume group holds, how a step becomes a command line, how LVM's answers
 //! become typed results. Pure: nothing here runs a program, opens a device or knows the time.
 
+mod args;
 pub mod command;
 pub mod label;
 pub mod metadata;

@@ -167,13 +167,24 @@ impl Lv {
     /// Whether it is a volume of ours.
     #[must_use]
     pub fn is_volume(&self) -> bool {
-        self.tags.is_ours() && self.tags.kind == Some(Kind::Volume)
+        self.tags.is_ours() && self.tags.kind == Some(Kind::Volume) && !self.is_trash()
     }
 
     /// Whether it is a snapshot of ours.
     #[must_use]
     pub fn is_snapshot(&self) -> bool {
-        self.tags.is_ours() && self.tags.kind == Some(Kind::Snapshot)
+        self.tags.is_ours() && self.tags.kind == Some(Kind::Snapshot) && !self.is_trash()
+    }
+
+    /// Whether it was a volume or snapshot of ours, is deleted and has to be cleared. Its name is
+    /// made from its own identifier: an LV that was renamed by mistake, because it had taken the
+    /// name of the one that was meant, does not bear it.
+    #[must_use]
+    pub fn is_trash(&self) -> bool {
+        self.tags.is_ours()
+            && self.tags.wipe.is_some()
+            && matches!(self.tags.kind, Some(Kind::Volume | Kind::Snapshot))
+            && self.name == LvName::trash(&self.uuid)
     }
 
     /// The name that the CO gave to this volume or snapshot. `None` when it cannot be told.

@@ -58,6 +58,15 @@ pub enum FsType {
     Btrfs,
 }
 
+/// How a deleted volume is cleared before its extents are free again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wipe {
+    /// Its disks are told that nobody needs the blocks any more.
+    Discard,
+    /// It is overwritten with zeroes.
+    Zero,
+}
+
 /// Where the content of a volume or snapshot came from, in the same VG.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -93,6 +102,10 @@ pub struct Tags {
     pub usage: Option<Usage>,
     /// The size that a volume is born with, where making it takes more than one step.
     pub born_bytes: Option<Bytes>,
+    /// How it is cleared when it is deleted. `None`: not at all.
+    pub wipe: Option<Wipe>,
+    /// How much of it is cleared already, from its start.
+    pub wiped_bytes: Option<Bytes>,
     /// The claim it was made for.
     pub claim: Option<Claim>,
     /// Tags that this version does not know, in LVM's order.
@@ -157,6 +170,29 @@ impl Usage {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         if text == "block" { Some(Self::Block) } else { FsType::parse(text).map(Self::Filesystem) }
+    }
+}
+
+impl Wipe {
+    /// The name that a StorageClass and its tag have.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Discard => "discard",
+            Self::Zero => "zero",
+        }
+    }
+
+    /// By its name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Discard, Self::Zero].into_iter().find(|wipe| wipe.as_str() == text)
+    }
+}
+
+impl fmt::Display for Wipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -227,6 +263,8 @@ impl Tags {
             "src" => set(&mut self.source, Source::parse(value)),
             "use" => set(&mut self.usage, Usage::parse(value)),
             "born" => set(&mut self.born_bytes, value.parse().ok().map(Bytes::new)),
+            "wipe" => set(&mut self.wipe, Wipe::parse(value)),
+            "wiped" => set(&mut self.wiped_bytes, value.parse().ok().map(Bytes::new)),
             "pvc" => set(&mut self.claim, Claim::parse(value)),
             _ => None,
         }
@@ -245,6 +283,8 @@ impl Tags {
         out.extend(self.source.as_ref().map(|s| format!("cb.src={}", s.print())));
         out.extend(self.usage.map(|u| format!("cb.use={}", u.as_str())));
         out.extend(self.born_bytes.map(|b| format!("cb.born={}", b.get())));
+        out.extend(self.wipe.map(|w| format!("cb.wipe={w}")));
+        out.extend(self.wiped_bytes.map(wiped_tag));
         out.extend(self.claim.as_ref().map(|c| format!("cb.pvc={}", c.print())));
         out.extend(self.others.iter().cloned());
         out.retain(|tag| tag.len() <= TAG_MAX);
@@ -291,6 +331,12 @@ impl Pending {
             Self::Restored => "cb.restored",
         }
     }
+}
+
+/// The tag that says how much of a deleted volume is cleared.
+#[must_use]
+pub fn wiped_tag(bytes: Bytes) -> String {
+    format!("cb.wiped={}", bytes.get())
 }
 
 /// A second tag of the same key is not ours to understand: it stays among the others.
@@ -345,6 +391,8 @@ mod tests {
             source: Some(Source::Snapshot(LvName::parse("snap-1").unwrap())),
             usage: Some(Usage::Filesystem(FsType::Xfs)),
             born_bytes: Some(Bytes::gib(2)),
+            wipe: Some(Wipe::Discard),
+            wiped_bytes: Some(Bytes::gib(1)),
             claim: Some(Claim { namespace: "db".to_owned(), name: "data-0".to_owned() }),
             others: vec!["backup=daily".to_owned()],
         }
@@ -362,6 +410,8 @@ mod tests {
                 "cb.src=s:snap-1",
                 "cb.use=xfs",
                 "cb.born=2147483648",
+                "cb.wipe=discard",
+                "cb.wiped=1073741824",
                 "cb.pvc=db/data-0",
                 "backup=daily",
             ]

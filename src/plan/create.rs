@@ -5,7 +5,7 @@ use crate::domain::{CapacityRange, ContentSource, CreateVolume, Provisioning};
 use crate::error::{Error, Result};
 use crate::lvm::command::{Change, ThickLayout};
 use crate::lvm::state::{Lv, LvLayout, VgState};
-use crate::lvm::tag::{Kind, Pending, Source, Tags, Usage};
+use crate::lvm::tag::{Kind, Pending, Source, Tags, Usage, Wipe};
 use crate::names::{LvName, dm_name};
 use crate::units::{Bytes, Extents};
 
@@ -19,6 +19,10 @@ const DEFAULT_SIZE: Bytes = Bytes::gib(1);
 pub fn plan(vg: &VgState, rules: &Rules, request: &CreateVolume) -> Result<Plan> {
     let lv = LvName::for_volume(&request.name);
     dm_name(&vg.name, &lv).map_err(|e| Error::invalid(e.to_string()))?;
+    if request.class.wipe.is_some() {
+        // What it will be called when it is deleted must fit as well.
+        dm_name(&vg.name, &LvName::trash(&vg.uuid)).map_err(|e| Error::invalid(e.to_string()))?;
+    }
     let provisioning = provisioning(vg, rules, request)?;
     // What is there already is looked at first: its source may be gone meanwhile.
     if let Some(found) = own(vg, &lv, &request.name, Lv::is_volume)? {
@@ -141,6 +145,10 @@ fn resume(
     if !same_layout(&found.layout, provisioning, &request.class.layout) {
         return Err(differs(format!("it is {:?}", found.layout)));
     }
+    if found.tags.wipe != request.class.wipe {
+        let wipe = found.tags.wipe.map_or("none", Wipe::as_str);
+        return Err(differs(format!("it has wipe: {wipe}")));
+    }
     // A volume that is to be larger than its source gets there in a second step.
     let size = found.size.max(found.tags.born_bytes.unwrap_or_default());
     let least = request.range.required.unwrap_or_default();
@@ -175,6 +183,7 @@ fn tags(lv: &LvName, request: &CreateVolume, pending: Pending) -> Tags {
         name: (lv.as_str() != request.name.as_str()).then(|| request.name.clone()),
         pending: Some(pending),
         usage: Some(request.usage),
+        wipe: request.class.wipe,
         claim: request.claim.clone(),
         ..Tags::default()
     }
@@ -295,7 +304,12 @@ mod tests {
         CreateVolume {
             name: CsiName::parse("pvc-1").unwrap(),
             range: CapacityRange { required: Some(Bytes::gib(1)), limit: None },
-            class: VolumeClass { backend: None, provisioning, layout: ThickLayout::Linear },
+            class: VolumeClass {
+                backend: None,
+                provisioning,
+                layout: ThickLayout::Linear,
+                wipe: None,
+            },
             usage: Usage::Filesystem(FsType::Ext4),
             source: None,
             claim: Some(Claim { namespace: "db".to_owned(), name: "data".to_owned() }),
@@ -382,6 +396,7 @@ mod tests {
         conflict(|r| r.range.required = Some(Bytes::gib(2)));
         conflict(|r| r.range = CapacityRange { required: None, limit: Some(Bytes::mib(1)) });
         conflict(|r| r.usage = Usage::Block);
+        conflict(|r| r.class.wipe = Some(Wipe::Discard));
         conflict(|r| r.class.provisioning = Some(Provisioning::Thick));
         conflict(|r| {
             let vg = crate::names::LvmUuid::derived("vg0");

@@ -1,13 +1,14 @@
 //! Removing a volume or a snapshot: only what is ours. Whether it is in use is for the kernel to
-//! say, and LVM proves the identity once more under its own lock.
+//! say, and LVM proves the identity once more under its own lock. What has to be wiped becomes trash
+//! instead, which frees its name at once, and is removed when it is cleared.
 
 use super::Plan;
 use super::expand::leftover;
 use crate::error::{Error, Result};
 use crate::lvm::command::Change;
 use crate::lvm::state::VgState;
-use crate::lvm::tag::Kind;
-use crate::names::LvName;
+use crate::lvm::tag::{Kind, Pending};
+use crate::names::{LvName, LvmUuid};
 
 /// What is left to do until the LV is gone.
 ///
@@ -29,8 +30,26 @@ pub fn plan(vg: &VgState, lv: &LvName, kind: Kind) -> Result<Plan> {
             found.tags.kind.map_or_else(|| "thing unknown".to_owned(), |kind| kind.to_string())
         )));
     }
-    let remove = Change::Remove { lv: lv.clone(), uuid: found.uuid.clone() };
-    Ok(Plan::Steps(leftover(vg, found).into_iter().chain([remove]).collect()))
+    if found.is_trash() {
+        return Ok(Plan::Done);
+    }
+    // What bears the tag was never given to anybody: there is nothing in it to wipe.
+    let used = found.tags.pending != Some(Pending::Fresh);
+    let last = if found.tags.wipe.is_some() && used {
+        Change::Rename { lv: lv.clone(), to: LvName::trash(&found.uuid) }
+    } else {
+        Change::Remove { lv: lv.clone(), uuid: found.uuid.clone() }
+    };
+    Ok(Plan::Steps(leftover(vg, found).into_iter().chain([last]).collect()))
+}
+
+/// What is left to do until a deleted volume, which is cleared now, is gone.
+#[must_use]
+pub fn trash(vg: &VgState, uuid: &LvmUuid) -> Plan {
+    match vg.lvs.get(&LvName::trash(uuid)).filter(|lv| lv.is_trash()) {
+        Some(lv) => Plan::Steps(vec![Change::Remove { lv: lv.name.clone(), uuid: uuid.clone() }]),
+        None => Plan::Done,
+    }
 }
 
 #[cfg(test)]
@@ -58,6 +77,37 @@ mod tests {
         {
             assert_eq!(with(tags).unwrap_err().kind(), ErrorKind::FailedPrecondition);
         }
+    }
+
+    #[test]
+    fn what_was_used_and_has_to_be_wiped_becomes_trash() {
+        let mut vg = vg(&[&[100]]);
+        let lv = lv_name("pvc-1");
+        let size = Bytes::gib(1);
+        let own = ["cinderblock=1", "cb.volume", "cb.wipe=zero", "cb.fresh"];
+        add(&mut vg, "pvc-1", size, LvLayout::Linear, &own);
+        let uuid = vg.lvs[&lv].uuid.clone();
+        let Plan::Steps(steps) = plan(&vg, &lv, Kind::Volume).unwrap() else { panic!() };
+        assert!(matches!(steps[..], [Change::Remove { .. }]), "never used: {steps:?}");
+        add(&mut vg, "pvc-1", size, LvLayout::Linear, &own[..3]);
+        let to = LvName::trash(&uuid);
+        let rename = Change::Rename { lv: lv.clone(), to: to.clone() };
+        assert_eq!(plan(&vg, &lv, Kind::Volume).unwrap(), Plan::Steps(vec![rename]));
+
+        let mut renamed = vg.lvs.remove(&lv).unwrap();
+        renamed.name = to.clone();
+        vg.lvs.insert(to.clone(), renamed);
+        assert!(vg.lvs[&to].is_trash() && !vg.lvs[&to].is_volume());
+        for name in [&lv, &to] {
+            assert_eq!(plan(&vg, name, Kind::Volume).unwrap(), Plan::Done, "deleted already");
+        }
+        let remove = Change::Remove { lv: to.clone(), uuid: uuid.clone() };
+        assert_eq!(trash(&vg, &uuid), Plan::Steps(vec![remove]));
+
+        // Another LV had the name when LVM renamed it: it is not trash and stays.
+        vg.lvs.get_mut(&to).unwrap().uuid = LvmUuid::derived("somebody's");
+        assert!(!vg.lvs[&to].is_trash());
+        assert_eq!(trash(&vg, &uuid), Plan::Done);
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub fn plan(vg: &VgState, rules: &Rules, request: &CreateSnapshot) -> Result<Pla
         pending: origin.tags.pending.filter(|pending| *pending == Pending::Fresh),
         source: Some(source),
         usage: origin.tags.usage,
+        // It holds blocks of the volume, which are to be cleared with the last that has them.
+        wipe: origin.tags.wipe,
         ..Tags::default()
     };
     let origin = origin.name.clone();
@@ -81,13 +83,15 @@ mod tests {
     #[test]
     fn taken_once_and_of_one_volume() {
         let (mut vg, rules) = with_pool();
-        let volume = ["cinderblock=1", "cb.volume", "cb.use=ext4"];
+        let volume = ["cinderblock=1", "cb.volume", "cb.use=ext4", "cb.wipe=discard"];
         add(&mut vg, "pvc-1", Bytes::gib(1), thin(None), &volume);
         let ask = request(&vg, "snapshot-1", "pvc-1");
         let Plan::Steps(steps) = plan(&vg, &rules, &ask).unwrap() else { panic!() };
         let [Change::SnapshotThin { lv, tags, .. }] = &steps[..] else { panic!("{steps:?}") };
         assert_eq!(lv.as_str(), "snap-1");
-        assert_eq!(tags, &["cinderblock=1", "cb.snapshot", "cb.src=v:pvc-1", "cb.use=ext4"]);
+        let wanted =
+            ["cinderblock=1", "cb.snapshot", "cb.src=v:pvc-1", "cb.use=ext4", "cb.wipe=discard"];
+        assert_eq!(tags, &wanted);
         let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
         add(&mut vg, "snap-1", Bytes::gib(1), thin(Some("pvc-1")), &tags);
         assert_eq!(plan(&vg, &rules, &ask).unwrap(), Plan::Done);

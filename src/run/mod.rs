@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, IsReady};
+use crate::agent::Agent;
 use crate::cli::{Cli, Mode};
 use crate::csi::Readiness;
 use crate::domain::Inventory;
@@ -59,6 +60,22 @@ async fn http(
         Some(address) => admin::serve(address, metrics, is_ready, stop.clone()).await,
         None => std::future::pending().await,
     }
+}
+
+/// Shows what an agent has still to wipe.
+fn show_trash<H: Host>(metrics: &Metrics, agent: &Agent<H>) {
+    let (count, size, undiscarded) = (agent.clone(), agent.clone(), agent.clone());
+    metrics.show(
+        "cinderblock_trash_volumes",
+        "Deleted volumes and snapshots that are still to be wiped",
+        move || count.trash().0,
+    );
+    metrics.show("cinderblock_trash_bytes", "Their sizes", move || size.trash().1.get());
+    metrics.show(
+        "cinderblock_undiscarded_volumes",
+        "Deleted volumes that were removed since the start though their disks took no discard",
+        move || undiscarded.undiscarded(),
+    );
 }
 
 /// Ready when the inventory is there, which an agent's first report makes.

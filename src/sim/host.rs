@@ -15,6 +15,7 @@ use crate::host::mount::MountCall;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::runner::{Completed, Exit, RunError};
 use crate::host::{FilesystemUsage, Host, PathKind, Usage, superblock};
+use crate::lvm::tag::Wipe;
 use crate::units::Bytes;
 
 /// A host in memory. Clones are one; an agent that dies leaves it behind for the next.
@@ -214,18 +215,22 @@ impl Host for SimHost {
 
     fn zero_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<()> {
         self.effect(format!("zero {} {offset} {len}", device.display()), |world| {
-            let (vg, lv) = world.lv_at(device).ok_or_else(|| not_found(device))?;
-            let whole = offset.saturating_add(len) >= lv.size.get();
-            let (areas, uuid) = (lv.areas.clone(), lv.uuid.clone());
-            let _ = vg;
-            if whole {
-                for area in areas {
-                    let extents = area.start..area.start.saturating_add(area.len);
-                    world.clean.extend(extents.map(|extent| (area.pv.clone(), extent)));
-                }
-                world.contents.insert(uuid, super::Content::default());
+            if world.zero(device, offset, len) { Ok(()) } else { Err(not_found(device)) }
+        })
+    }
+
+    fn clear_device(&self, device: &Path, how: Wipe, offset: u64, len: u64) -> io::Result<()> {
+        self.effect(format!("{how} {} {offset} {len}", device.display()), |world| {
+            if world.mounts.iter().any(|m| m.source == device) {
+                return Err(io::ErrorKind::ResourceBusy.into());
             }
-            Ok(())
+            if world.no_discard && how == Wipe::Discard {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            if world.read_only(device) {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            if world.zero(device, offset, len) { Ok(()) } else { Err(not_found(device)) }
         })
     }
 

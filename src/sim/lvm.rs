@@ -76,6 +76,7 @@ pub(super) fn run(world: &mut World, args: &[String]) -> Completed {
         "lvextend" => lvextend(world, &parsed),
         "lvremove" => lvremove(world, &parsed),
         "lvchange" => lvchange(world, &parsed),
+        "lvrename" => lvrename(world, &parsed),
         other => Err((3, format!("No such command '{other}'."))),
     };
     match outcome {
@@ -328,14 +329,7 @@ fn lvremove(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         ));
     }
     world.active.remove(&name);
-    for area in &lv.areas {
-        for extent in area.start..area.start.saturating_add(area.len) {
-            // What was written stays in the extents, unless they were never given to anybody.
-            if lv.tags.kind != Some(crate::lvm::tag::Kind::Growth) {
-                world.clean.remove(&(area.pv.clone(), extent));
-            }
-        }
-    }
+    // What was written stays in the extents.
     world.contents.remove(&lv.uuid);
     if let Some(vg) = world.vg_mut(vg_name) {
         vg.release(&lv.areas);
@@ -354,6 +348,24 @@ fn lvremove(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     Ok(())
 }
 
+/// Also of what is in use: LVM has nothing against it.
+fn lvrename(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
+    let [vg_name, from, to] = parsed.names.as_slice() else { return refuse("three names") };
+    let (Ok(from), Ok(to)) = (LvName::parse(from), LvName::parse_new(to)) else {
+        return Err((3, "bad name".to_owned()));
+    };
+    let Some(vg) = world.vg(vg_name) else { return refuse("no such volume group") };
+    if vg.lvs.contains_key(&to) {
+        return refuse(format!("Logical Volume \"{to}\" already exists"));
+    }
+    if !vg.lvs.contains_key(&from) {
+        return refuse(format!("Existing logical volume \"{from}\" not found"));
+    }
+    world.rename(vg_name, &from, &to);
+    commit(world, vg_name);
+    Ok(())
+}
+
 fn lvchange(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     let (vg_name, lv) = parsed.target();
     if parsed.get("--activate").is_some() {
@@ -367,6 +379,7 @@ fn lvchange(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     let Some(lv) = selected(world, parsed) else { return Ok(()) };
     let (add, del) = (parsed.all("--addtag"), parsed.all("--deltag"));
     if let Some(lv) = world.vg_mut(vg_name).and_then(|vg| vg.state.lvs.get_mut(&lv.name)) {
+        lv.writable |= parsed.get("--permission") == Some("rw");
         let mut tags = lv.tags.print();
         tags.retain(|tag| !del.contains(tag));
         tags.extend(add);

@@ -62,9 +62,10 @@ impl World {
         let metadata = vg.state.extent_size.size_of(pool.metadata);
         let blocks = |size: Bytes| size.get() / 4096;
         let mode = if used == total { "out_of_data_space" } else { "rw" };
+        let discard = if self.no_discard { "no_discard_passdown" } else { "discard_passdown" };
         let full = if pool.queues { "queue_if_no_space" } else { "error_if_no_space" };
         Some(format!(
-            "1 {}/{} {used}/{total} - {mode} discard_passdown {full} - 1024",
+            "1 {}/{} {used}/{total} - {mode} {discard} {full} - 1024",
             blocks(pool.metadata_used.min(metadata)),
             blocks(metadata)
         ))

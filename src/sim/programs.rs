@@ -80,6 +80,7 @@ fn make(world: &mut World, device: &Path, fs: FsType, uuid: Option<String>) -> C
     if size < fs.minimum() {
         return answer(1, "", "the device is too small");
     }
+    world.soil(device);
     if let Some(content) = world.content_mut(device) {
         // mkfs has no regard for what is there.
         content.superblock = Some(Superblock { fs, uuid, size });

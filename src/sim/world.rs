@@ -15,7 +15,7 @@ use crate::units::{Bytes, ExtentSize, Extents};
 
 /// Device-mapper's major number in the simulation.
 pub(super) const MAJOR: u32 = 253;
-const EXTENT: u64 = 4 << 20;
+pub(super) const EXTENT: u64 = 4 << 20;
 
 /// Everything.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +27,8 @@ pub struct World {
     pub(super) contents: BTreeMap<LvmUuid, Content>,
     pub(super) mounts: Vec<Mount>,
     pub(super) paths: BTreeMap<PathBuf, PathKind>,
+    /// Whether its disks take no discard.
+    pub no_discard: bool,
     /// Extents that hold nothing of anybody.
     pub(super) clean: BTreeSet<(LvmUuid, u64)>,
     pub(super) numbers: u64,
@@ -215,6 +217,48 @@ impl World {
         Some(self.contents.entry(uuid).or_default())
     }
 
+    /// Gives an LV another name, with all that goes by it.
+    pub fn rename(&mut self, vg: &str, from: &LvName, to: &LvName) {
+        let Some(vg) = self.vg_mut(vg) else { return };
+        let Some(mut lv) = vg.state.lvs.remove(from) else { return };
+        lv.name = to.clone();
+        vg.state.lvs.insert(to.clone(), lv);
+        for other in vg.state.lvs.values_mut() {
+            if let LvLayout::Thin { origin: Some(origin), .. } = &mut other.layout
+                && origin == from
+            {
+                *origin = to.clone();
+            }
+        }
+        let vg = vg.state.name.clone();
+        if let (Ok(old), Ok(new)) = (dm_name(&vg, from), dm_name(&vg, to))
+            && let Some(minor) = self.active.remove(&old)
+        {
+            self.active.insert(new, minor);
+        }
+    }
+
+    /// Somebody has an LV open, and whoever wants it for himself has to wait.
+    pub fn occupy(&mut self, vg: &str, lv: &str) {
+        let name = self.vg(vg).and_then(|vg| dm_name(&vg.name, &LvName::parse(lv).ok()?).ok());
+        let name = name.unwrap_or_default();
+        let Some(device) = self.device(&name) else { unreachable!("{lv} is not active") };
+        self.mounts.push(Mount {
+            device: device.number,
+            root: "/".into(),
+            target: "/occupied".into(),
+            read_only: false,
+            fs_type: "ext4".to_owned(),
+            source: device.node,
+            super_options: vec![],
+        });
+    }
+
+    /// Nobody has it open any more.
+    pub fn vacate(&mut self) {
+        self.mounts.retain(|mount| mount.target != Path::new("/occupied"));
+    }
+
     /// What an LV holds.
     #[must_use]
     pub fn content(&self, vg: &str, lv: &str) -> Option<&Content> {
@@ -270,6 +314,7 @@ impl World {
             let bound = mount.map(|m| m.root.clone()).unwrap_or_default();
             Path::new("/dev").join(bound.strip_prefix("/").unwrap_or(&bound))
         });
+        self.soil(&node);
         let Some(content) = self.content_mut(&node) else { unreachable!("nothing at {path:?}") };
         data.clone_into(&mut content.data);
     }
@@ -298,19 +343,6 @@ impl World {
         let mut rows: Vec<_> = self.mounts.iter().map(row).collect();
         rows.sort();
         rows
-    }
-
-    /// Whether a block LV shows any extent that holds what others wrote.
-    #[must_use]
-    pub fn shows_old_data(&self, vg: &str, lv: &str) -> bool {
-        let Some(lv) = self.vg(vg).and_then(|vg| vg.lvs.get(&LvName::parse(lv).ok()?)) else {
-            return false;
-        };
-        let dirty = |area: &Area| {
-            let end = area.start.saturating_add(area.len);
-            (area.start..end).any(|extent| !self.clean.contains(&(area.pv.clone(), extent)))
-        };
-        lv.areas.iter().any(dirty)
     }
 
     /// Everything that must be the same after the same calls, however often they were cut: not
@@ -362,103 +394,4 @@ impl World {
         let uuid = &self.lv_at(node)?.1.uuid;
         Some(self.contents.get(uuid)?.superblock?.fs)
     }
-}
-
-impl SimVg {
-    /// Takes extents, over as many PVs at a time as there are stripes, only from `allowed` where
-    /// that names any.
-    pub(super) fn allocate(
-        &mut self,
-        count: u64,
-        stripes: u64,
-        allowed: &[Area],
-    ) -> Option<Vec<Area>> {
-        let mut pvs = self.state.pvs.clone();
-        let usable = |area: &Area| {
-            allowed.is_empty()
-                || allowed.iter().any(|a| {
-                    a.pv == area.pv
-                        && a.start <= area.start
-                        && area.start < a.start.saturating_add(a.len)
-                })
-        };
-        let mut left = count;
-        let mut taken = Vec::new();
-        while left > 0 {
-            let mut runs: Vec<Area> = pvs
-                .iter()
-                .filter_map(|(uuid, pv)| {
-                    let areas = pv.free.iter().map(|(start, len)| Area {
-                        pv: uuid.clone(),
-                        start: *start,
-                        len: *len,
-                    });
-                    let cut = areas.filter_map(|area| clip(&area, allowed)).filter(&usable);
-                    cut.max_by_key(|area| area.len)
-                })
-                .collect();
-            runs.sort_by_key(|area| std::cmp::Reverse(area.len));
-            let wanted = usize::try_from(stripes).ok()?;
-            let shortest = runs.get(wanted.checked_sub(1)?)?.len;
-            let each = shortest.min(left.div_ceil(stripes));
-            for run in runs.iter().take(wanted) {
-                let area = Area { len: each, ..run.clone() };
-                remove(pvs.get_mut(&area.pv)?, &area);
-                taken.push(area);
-            }
-            left = left.saturating_sub(each.saturating_mul(stripes));
-        }
-        self.state.pvs = pvs;
-        taken.sort();
-        Some(taken)
-    }
-
-    /// Gives extents back.
-    pub(super) fn release(&mut self, areas: &[Area]) {
-        for area in areas {
-            let Some(pv) = self.state.pvs.get_mut(&area.pv) else { continue };
-            pv.free.push((area.start, area.len));
-            pv.free.sort_unstable();
-            let mut merged: Vec<(u64, u64)> = Vec::new();
-            for (start, len) in std::mem::take(&mut pv.free) {
-                match merged.last_mut() {
-                    Some((s, l)) if s.saturating_add(*l) == start => *l = l.saturating_add(len),
-                    _ => merged.push((start, len)),
-                }
-            }
-            pv.free = merged;
-        }
-    }
-}
-
-/// The part of a run that may be taken.
-fn clip(area: &Area, allowed: &[Area]) -> Option<Area> {
-    if allowed.is_empty() {
-        return Some(area.clone());
-    }
-    let end = area.start.saturating_add(area.len);
-    allowed.iter().filter(|a| a.pv == area.pv).find_map(|a| {
-        let from = area.start.max(a.start);
-        let to = end.min(a.start.saturating_add(a.len));
-        (from < to).then(|| Area { pv: area.pv.clone(), start: from, len: to.saturating_sub(from) })
-    })
-}
-
-fn remove(pv: &mut Pv, area: &Area) {
-    let end = area.start.saturating_add(area.len);
-    let mut free = Vec::new();
-    for (start, len) in std::mem::take(&mut pv.free) {
-        let stop = start.saturating_add(len);
-        if stop <= area.start || end <= start {
-            free.push((start, len));
-            continue;
-        }
-        if start < area.start {
-            free.push((start, area.start.saturating_sub(start)));
-        }
-        if end < stop {
-            free.push((end, stop.saturating_sub(end)));
-        }
-    }
-    pv.free = free;
 }

@@ -5,12 +5,12 @@ use std::pin::Pin;
 
 use cinderblock::domain::{AccessType, CapacityRange, Provisioning};
 use cinderblock::error::{ErrorKind, Result};
-use cinderblock::lvm::tag::{FsType, Usage};
+use cinderblock::lvm::tag::{FsType, Usage, Wipe};
 use cinderblock::names::Handle;
 use cinderblock::sim::{Fault, Mode};
 use cinderblock::units::Bytes;
 
-use crate::support::{Node, VG, cloned, mounted, restored, staging, thick, thin, volume};
+use crate::support::{Node, VG, cloned, mounted, restored, staging, thick, thin, volume, wiped};
 
 /// What has to be there before the call.
 type Prepare = for<'a> fn(&'a Node) -> Pin<Box<dyn Future<Output = Vec<Handle>> + 'a>>;
@@ -109,6 +109,13 @@ async fn snapshotted(node: &Node, fs: FsType) -> Vec<Handle> {
     vec![source, snapshot]
 }
 
+/// A volume with data.
+async fn used(node: &Node, request: cinderblock::domain::CreateVolume) -> Handle {
+    let handle = made(node, request).await;
+    node.write(&handle, mounted(FsType::Ext4), "data").await;
+    handle
+}
+
 /// A restored volume of that filesystem, not staged yet.
 async fn fresh_restore(node: &Node, fs: FsType) -> Vec<Handle> {
     let handles = snapshotted(node, fs).await;
@@ -164,6 +171,22 @@ cases! {
             use cinderblock::domain::VolumeAgent;
             node.agent.delete_snapshot(h[1].clone()).await.map(drop)
         };
+
+    delete_and_zero: |node| vec![used(node, wiped(thick("pvc-1"), Wipe::Zero)).await],
+        |node, h| node.delete_and_wipe(&h[0]).await;
+    delete_and_discard: |node| vec![used(node, wiped(thick("pvc-1"), Wipe::Discard)).await],
+        |node, h| node.delete_and_wipe(&h[0]).await;
+    delete_and_discard_thin: |node| vec![used(node, wiped(thin("pvc-1"), Wipe::Discard)).await],
+        |node, h| node.delete_and_wipe(&h[0]).await;
+    delete_and_discard_a_snapshot: |node| {
+        let source = used(node, wiped(thin("pvc-0"), Wipe::Discard)).await;
+        let snapshot = node.snapshot("snapshot-0", &source).await.unwrap().handle;
+        vec![source, snapshot]
+    }, |node, h| {
+        use cinderblock::domain::VolumeAgent;
+        node.agent.delete_snapshot(h[1].clone()).await?;
+        node.wait_wiped().await
+    };
 
     expand_thin: |node| vec![made(node, thin("pvc-1")).await],
         |node, h| node.expand(&h[0], Bytes::gib(2)).await.map(drop);

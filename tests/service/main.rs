@@ -28,3 +28,4 @@ mod link;
 mod pools;
 mod setup;
 mod support;
+mod wiping;

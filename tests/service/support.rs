@@ -9,9 +9,9 @@ use cinderblock::domain::{
     AccessMode, AccessType, BackendState, Capability, CapacityRange, ContentSource, CreateSnapshot,
     CreateVolume, Provisioning, Snapshot, Volume, VolumeAgent, VolumeClass,
 };
-use cinderblock::error::Result;
+use cinderblock::error::{Error, Result};
 use cinderblock::lvm::command::ThickLayout;
-use cinderblock::lvm::tag::{FsType, Usage};
+use cinderblock::lvm::tag::{FsType, Usage, Wipe};
 use cinderblock::names::{BackendName, CsiName, Handle};
 use cinderblock::sim::{SimHost, World};
 use cinderblock::units::Bytes;
@@ -133,6 +133,23 @@ impl Node {
         self.agent.delete_volume(volume.clone()).await.map(drop)
     }
 
+    /// Deletes, and waits until it is wiped.
+    pub async fn delete_and_wipe(&self, volume: &Handle) -> Result<()> {
+        self.delete(volume).await?;
+        self.wait_wiped().await
+    }
+
+    /// Waits until nothing is left to wipe.
+    pub async fn wait_wiped(&self) -> Result<()> {
+        for _ in 0..60 {
+            if self.agent.trash().0 == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+        }
+        Err(Error::unavailable("it is not wiped"))
+    }
+
     pub async fn stage(&self, volume: &Handle, access: AccessType) -> Result<()> {
         let capability = Capability { access, mode: AccessMode::MultiWriter };
         self.agent.stage(Stage { volume: volume.clone(), path: staging(volume), capability }).await
@@ -193,11 +210,19 @@ pub fn volume(name: &str, provisioning: Provisioning, usage: Usage, gib: u64) ->
             backend: Some(BackendName::parse("fast").unwrap()),
             provisioning: Some(provisioning),
             layout: ThickLayout::Linear,
+            wipe: None,
         },
         usage,
         source: None,
         claim: None,
     }
+}
+
+/// A small one, wiped when it is deleted.
+pub fn wiped(request: CreateVolume, wipe: Wipe) -> CreateVolume {
+    let class = VolumeClass { wipe: Some(wipe), ..request.class };
+    let range = CapacityRange { required: Some(Bytes::mib(64)), limit: None };
+    CreateVolume { class, range, ..request }
 }
 
 pub fn thin(name: &str) -> CreateVolume {

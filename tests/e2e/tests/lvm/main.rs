@@ -24,4 +24,5 @@ mod missing;
 mod power;
 mod processes;
 mod support;
+mod wiping;
 mod zeros;

@@ -112,6 +112,20 @@ impl Vol {
         Ok(Self::known(csi, class, name, &made))
     }
 
+    /// A blank one that is wiped when it is deleted.
+    pub(crate) fn wiped(
+        csi: &Csi,
+        class: Class,
+        how: &str,
+        name: &str,
+        bytes: u64,
+    ) -> Result<Self, Status> {
+        let mut request = class.request(name, bytes);
+        request.parameters.insert("wipe".to_owned(), how.to_owned());
+        let made = csi.create(&request)?;
+        Ok(Self::known(csi, class, name, &made))
+    }
+
     /// One with the content of something that is there.
     pub(crate) fn from(
         csi: &Csi,
