@@ -1,6 +1,7 @@
 //! Metrics: what is counted, and how it is written out. Gauges of backends and nodes are read from
 //! the inventory when they are asked for, so that none outlives its object.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +16,8 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
 
 use crate::domain::{BackendState, Inventory};
+use crate::host::raid_status::RaidStatus;
+use crate::names::Handle;
 
 /// Seconds: a call answered from memory, LVM at its usual pace, LVM on a bad day.
 const BUCKETS: [f64; 12] = [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0];
@@ -120,6 +123,11 @@ impl Metrics {
     /// Shows the backends of an inventory.
     pub fn show_inventory(&self, inventory: watch::Receiver<Arc<Inventory>>) {
         self.lock().register_collector(Box::new(Backends(inventory)));
+    }
+
+    /// Shows how RAID volumes are.
+    pub fn show_raid(&self, volumes: watch::Receiver<Arc<BTreeMap<Handle, RaidStatus>>>) {
+        self.lock().register_collector(Box::new(Raid(volumes)));
     }
 
     /// Shows one number that is read when it is asked for.
@@ -262,6 +270,45 @@ impl Collector for Backends {
             let gauge = ConstGauge::new(u64::try_from(value).unwrap_or(u64::MAX));
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RaidLabels {
+    volume_group_uuid: String,
+    volume: String,
+}
+
+#[derive(Debug)]
+struct Raid(watch::Receiver<Arc<BTreeMap<Handle, RaidStatus>>>);
+
+impl Collector for Raid {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        type Read = fn(&RaidStatus) -> f64;
+        let rows: [(&str, &str, Read); 3] = [
+            ("cinderblock_raid_legs", "Legs of the RAID volume", |s| f64::from(s.legs)),
+            (
+                "cinderblock_raid_legs_failed",
+                "Legs of the RAID volume that are lost: failed, or on a disk that is missing",
+                |s| f64::from(s.failed),
+            ),
+            ("cinderblock_raid_in_step_ratio", "Part of the RAID volume that is in step", |s| {
+                float(s.in_step.0) / float(s.in_step.1.max(1))
+            }),
+        ];
+        let volumes = Arc::clone(&self.0.borrow());
+        for (name, help, read) in rows {
+            let gauge = ConstGauge::<f64>::new(0.0);
+            let mut metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            for (volume, status) in volumes.iter() {
+                let labels = RaidLabels {
+                    volume_group_uuid: volume.vg.to_string(),
+                    volume: volume.lv.to_string(),
+                };
+                ConstGauge::new(read(status)).encode(metric.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::Agent;
 use super::blocking::within;
 use super::carry_out::own_lv;
-use super::store::Vg;
+use super::raid::survives;
+use super::store::{Vg, partial};
 use crate::error::{Error, Result};
 use crate::host::dm::DmDevice;
 use crate::host::mountinfo::{Mount, MountTable};
@@ -17,7 +18,7 @@ use crate::lvm::state::{Lv, VgState};
 use crate::names::{LvName, dm_name};
 
 /// How long the kernel may take to say what it knows.
-const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Whoever only looks at a device has closed it again after this many looks of ours.
 const LOOKS_MAX: u32 = 30;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -51,8 +52,17 @@ impl<H: Host> Agent<H> {
             return Ok(device);
         }
         let mut turn = self.0.store.turn(vg).await?;
-        let state = turn.refresh().await?;
+        // To activate RAID takes no more disks than its data does.
+        let state = match vg.state() {
+            known if own_lv(&known, lv).is_ok_and(|lv| survives(&known, lv)) => {
+                turn.refresh_though_partial().await?
+            }
+            _ => turn.refresh().await?,
+        };
         let found = own_lv(&state, lv)?;
+        if state.is_partial() && !survives(&state, found) {
+            return Err(partial(&state));
+        }
         turn.run(&Change::Activate { lv: lv.clone() }).await?;
         // LVM says "success" when it skips an LV: only the device itself proves it.
         self.device(&state, found).await?.ok_or_else(|| {

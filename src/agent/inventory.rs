@@ -36,6 +36,7 @@ impl<H: Host> Agent<H> {
                     for vg in self.0.store.all() {
                         self.0.store.notice(&vg).await;
                     }
+                    self.watch_raid().await;
                     if self.backends_need_attention() {
                         self.set_up_backends().await;
                     }

@@ -15,6 +15,7 @@ mod inventory;
 mod make_vg;
 mod node;
 mod pools;
+mod raid;
 mod store;
 mod volumes;
 mod wipe;
@@ -34,6 +35,7 @@ use guards::Guards;
 use store::Store;
 
 pub use node::{Publish, Stage, Statistics};
+pub use raid::RaidVolumes;
 
 /// The agent. Cheap to clone: all clones are one.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ struct Inner<H> {
     setup: backends::Setup,
     wiping: wipe::Wiping,
     inventory: watch::Sender<Arc<Inventory>>,
+    /// How the RAID volumes were when last looked at.
+    raid: watch::Sender<Arc<RaidVolumes>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -79,6 +83,7 @@ impl<H: Host> Agent<H> {
             setup: backends::Setup::default(),
             wiping: wipe::Wiping::default(),
             inventory: watch::Sender::new(Arc::new(Inventory::default())),
+            raid: watch::Sender::new(Arc::default()),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }))

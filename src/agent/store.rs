@@ -233,6 +233,16 @@ impl<H: Host> Turn<'_, H> {
     /// # Errors
     /// When that cannot be told, or disks are missing.
     pub(super) async fn refresh(&mut self) -> Result<Arc<VgState>> {
+        let state = self.refresh_though_partial().await?;
+        if state.is_partial() { Err(partial(&state)) } else { Ok(state) }
+    }
+
+    /// The same, also when disks are missing: nothing may be changed then, and what is not there
+    /// may be on them.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    pub(super) async fn refresh_though_partial(&mut self) -> Result<Arc<VgState>> {
         let state = match self.look().await? {
             Some(state) => state,
             None => self.ask_lvm().await?,
@@ -241,19 +251,6 @@ impl<H: Host> Turn<'_, H> {
             return Err(Error::unavailable(format!(
                 "volume group {} is exported or belongs to another host (system id {:?}): import it with vgimport or vgchange --systemid",
                 state.name, state.system_id
-            )));
-        }
-        if state.is_partial() {
-            let missing: Vec<_> = state
-                .pvs
-                .iter()
-                .filter(|(_, pv)| pv.device.is_none())
-                .map(|(id, _)| id.as_str())
-                .collect();
-            return Err(Error::unavailable(format!(
-                "volume group {} misses physical volume {}: bring the disk back",
-                state.name,
-                missing.join(", ")
             )));
         }
         Ok(state)
@@ -392,6 +389,17 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// That disks are missing, and which.
+pub(super) fn partial(state: &VgState) -> Error {
+    let missing = state.pvs.iter().filter(|(_, pv)| pv.device.is_none());
+    let missing: Vec<_> = missing.map(|(id, _)| id.as_str()).collect();
+    Error::unavailable(format!(
+        "volume group {} misses physical volume {}: bring the disk back",
+        state.name,
+        missing.join(", ")
+    ))
 }
 
 fn failure(label: &str, done: &Completed) -> String {

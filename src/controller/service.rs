@@ -17,7 +17,7 @@ use crate::domain::{
     Parameters, Snapshot, Told, Topology, Volume, VolumeClass,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::lvm::command::ThickLayout;
+use crate::lvm::layout::ThickLayout;
 use crate::names::{CsiName, Handle, NodeName};
 use crate::units::Bytes;
 

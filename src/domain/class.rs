@@ -3,17 +3,22 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::lvm::command::ThickLayout;
+use crate::lvm::layout::{RaidLevel, ThickLayout};
 use crate::lvm::tag::{Claim, Wipe};
 use crate::names::BackendName;
 use crate::units::{Bytes, parse_quantity};
 
 /// The keys of a StorageClass, in the order of the documentation.
-const KEYS: [&str; 6] = ["backend", "provisioning", "layout", "stripes", "stripeSize", "wipe"];
+const KEYS: [&str; 7] =
+    ["backend", "provisioning", "layout", "stripes", "stripeSize", "mirrors", "wipe"];
 /// What external-provisioner adds (`--extra-create-metadata`); all under this prefix is not ours.
 const CSI_PREFIX: &str = "csi.storage.k8s.io/";
 /// LVM's own limit (lvcreate(8)).
 const STRIPES_MAX: u32 = 128;
+/// dm-raid takes 253 devices, LVM 64 legs (lvmraid(7)); a row of parity over more is no use.
+const LEGS_MAX: u32 = 64;
+/// Copies beside the first. LVM takes 10 legs of raid1 at the most.
+const MIRRORS_MAX: u32 = 9;
 const STRIPE_SIZE_DEFAULT: Bytes = Bytes::kib(64);
 /// LVM's own least; the most is the extent size, which only the VG knows.
 const STRIPE_SIZE_MIN: Bytes = Bytes::kib(4);
@@ -34,7 +39,7 @@ pub struct VolumeClass {
     pub backend: Option<BackendName>,
     /// `provisioning`. `None`: thin where the backend has a thin pool, else thick.
     pub provisioning: Option<Provisioning>,
-    /// `layout`, `stripes` and `stripeSize`, of a thick volume.
+    /// `layout`, `stripes`, `stripeSize` and `mirrors`, of a thick volume.
     pub layout: ThickLayout,
     /// `wipe`. `None`: what was in it stays on the disks when it is deleted.
     pub wipe: Option<Wipe>,
@@ -67,19 +72,7 @@ impl VolumeClass {
                 return Err(bad("provisioning", format!("{other:?} is neither thin nor thick")));
             }
         };
-        let layout = match get("layout") {
-            None | Some("linear") => {
-                if let Some(key) = ["stripes", "stripeSize"].into_iter().find(|k| get(k).is_some())
-                {
-                    return Err(bad(key, "is only for layout: striped".to_owned()));
-                }
-                ThickLayout::Linear
-            }
-            Some("striped") => striped(get("stripes"), get("stripeSize"), bad)?,
-            Some(other) => {
-                return Err(bad("layout", format!("{other:?} is neither linear nor striped")));
-            }
-        };
+        let layout = layout(&get, &bad)?;
         if provisioning == Some(Provisioning::Thin) && layout != ThickLayout::Linear {
             let why = "a thin volume has the layout of its pool: leave it out, or use provisioning: thick";
             return Err(bad("layout", why.to_owned()));
@@ -103,26 +96,62 @@ impl VolumeClass {
     }
 }
 
-fn striped(
-    stripes: Option<&str>,
-    stripe_size: Option<&str>,
-    bad: impl Fn(&str, String) -> Error,
+fn layout<'a>(
+    get: &impl Fn(&str) -> Option<&'a str>,
+    bad: &impl Fn(&str, String) -> Error,
 ) -> Result<ThickLayout> {
-    let stripes = stripes.unwrap_or("2");
-    let stripes =
-        stripes.parse().ok().filter(|n| (2..=STRIPES_MAX).contains(n)).ok_or_else(|| {
-            bad("stripes", format!("{stripes:?} is not a number from 2 to {STRIPES_MAX}"))
-        })?;
-    let stripe_size = match stripe_size {
-        None => STRIPE_SIZE_DEFAULT,
+    let name = get("layout").unwrap_or("linear");
+    let level = RaidLevel::ALL.into_iter().find(|level| level.as_str() == name);
+    let unused: &[&str] = match (name, level) {
+        ("linear", _) => &["stripes", "stripeSize", "mirrors"],
+        (_, Some(RaidLevel::Raid1)) => &["stripes", "stripeSize"],
+        ("striped", _) | (_, Some(_)) => &["mirrors"],
+        (other, None) => {
+            let levels = RaidLevel::ALL.map(RaidLevel::as_str).join(", ");
+            let why = format!("{other:?} is none of linear, striped, {levels}");
+            return Err(bad("layout", why));
+        }
+    };
+    if let Some(key) = unused.iter().find(|key| get(key).is_some()) {
+        return Err(bad(key, format!("is not for layout: {name}")));
+    }
+    let number = |key: &str, default: u32, least: u32, most: u32| -> Result<u32> {
+        let Some(text) = get(key) else { return Ok(default) };
+        let number = text.parse().ok().filter(|n| (least..=most).contains(n));
+        number.ok_or_else(|| bad(key, format!("{text:?} is not a number from {least} to {most}")))
+    };
+    let stripe_size = || match get("stripeSize") {
+        None => Ok(STRIPE_SIZE_DEFAULT),
         Some(text) => parse_quantity(text)
             .ok()
             .filter(|size| size.get().is_power_of_two() && *size >= STRIPE_SIZE_MIN)
             .ok_or_else(|| {
                 bad("stripeSize", format!("{text:?} is not a power of two from 4Ki, as in 64Ki"))
-            })?,
+            }),
     };
-    Ok(ThickLayout::Striped { stripes, stripe_size })
+    let raid = |level: RaidLevel, data: u32, stripe_size: Bytes| ThickLayout::Raid {
+        level,
+        legs: level.legs(data),
+        stripe_size,
+    };
+    Ok(match level {
+        None if name == "linear" => ThickLayout::Linear,
+        None => {
+            let stripes = number("stripes", 2, 2, STRIPES_MAX)?;
+            ThickLayout::Striped { stripes, stripe_size: stripe_size()? }
+        }
+        Some(level @ RaidLevel::Raid1) => {
+            let copies = number("mirrors", 1, 1, MIRRORS_MAX)?.saturating_add(1);
+            raid(level, copies, Bytes::ZERO)
+        }
+        Some(level @ (RaidLevel::Raid5 | RaidLevel::Raid10)) => {
+            raid(level, number("stripes", 2, 2, LEGS_MAX / 2)?, stripe_size()?)
+        }
+        // LVM takes no fewer (lvmraid(7)).
+        Some(level @ RaidLevel::Raid6) => {
+            raid(level, number("stripes", 3, 3, LEGS_MAX / 2)?, stripe_size()?)
+        }
+    })
 }
 
 /// The claim that external-provisioner names among the parameters, if it does.
@@ -179,6 +208,21 @@ mod tests {
     }
 
     #[test]
+    fn raid_has_its_defaults() {
+        let layout = |pairs: &[(&str, &str)]| parse(pairs).unwrap().layout;
+        let raid = |level, legs, stripe_size| ThickLayout::Raid { level, legs, stripe_size };
+        let each = Bytes::kib(64);
+        assert_eq!(layout(&[("layout", "raid1")]), raid(RaidLevel::Raid1, 2, Bytes::ZERO));
+        assert_eq!(
+            layout(&[("layout", "raid1"), ("mirrors", "2")]),
+            raid(RaidLevel::Raid1, 3, Bytes::ZERO)
+        );
+        assert_eq!(layout(&[("layout", "raid5")]), raid(RaidLevel::Raid5, 3, each));
+        assert_eq!(layout(&[("layout", "raid6")]), raid(RaidLevel::Raid6, 5, each));
+        assert_eq!(layout(&[("layout", "raid10")]), raid(RaidLevel::Raid10, 4, each));
+    }
+
+    #[test]
     fn mistakes_name_the_parameter() {
         for (pairs, what) in [
             (
@@ -187,8 +231,12 @@ mod tests {
             ),
             (&[("backend", "No Such")], "parameter backend"),
             (&[("provisioning", "sparse")], "neither thin nor thick"),
-            (&[("layout", "raid7")], "neither linear nor striped"),
-            (&[("stripes", "2")], "only for layout: striped"),
+            (&[("layout", "raid7")], "none of linear, striped, raid1"),
+            (&[("stripes", "2")], "is not for layout: linear"),
+            (&[("layout", "raid1"), ("stripes", "2")], "is not for layout: raid1"),
+            (&[("layout", "raid10"), ("mirrors", "2")], "is not for layout: raid10"),
+            (&[("layout", "raid6"), ("stripes", "2")], "from 3 to 32"),
+            (&[("layout", "raid1"), ("provisioning", "thin")], "layout of its pool"),
             (&[("layout", "striped"), ("stripes", "1")], "from 2 to 128"),
             (&[("layout", "striped"), ("stripeSize", "5Ki")], "power of two"),
             (&[("layout", "striped"), ("provisioning", "thin")], "layout of its pool"),

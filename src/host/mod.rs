@@ -11,6 +11,7 @@ pub mod invocation;
 mod linux;
 pub mod mount;
 pub mod mountinfo;
+pub mod raid_status;
 pub mod runner;
 pub mod superblock;
 pub mod wipe;

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use cinderblock_proto::agent::v1 as pb;
+use pb::create_volume_request::Layout;
 
 use crate::domain::{
     BackendCapacity, BackendState, BackendStatus, CapacityRange, ContentSource, CreateSnapshot,
     CreateVolume, Inventory, PoolCapacity, Provisioning, Snapshot, Volume, VolumeClass,
 };
 use crate::error::{Error, Result};
-use crate::lvm::command::ThickLayout;
+use crate::lvm::layout::{RaidLevel, ThickLayout};
 use crate::lvm::tag::{Claim, Usage, Wipe};
 use crate::names::{BackendName, CsiName, Handle, LvmUuid, NameError, VgName};
 use crate::units::{Bytes, ExtentSize};
@@ -79,19 +80,28 @@ pub(super) fn parse_range(range: Option<pb::CapacityRange>) -> CapacityRange {
 }
 
 pub(super) fn create_volume(request: &CreateVolume) -> pb::CreateVolumeRequest {
-    let striped = match &request.class.layout {
+    let layout = match request.class.layout {
         ThickLayout::Linear => None,
-        ThickLayout::Striped { stripes, stripe_size } => Some(pb::create_volume_request::Striped {
-            stripes: *stripes,
-            stripe_size_bytes: stripe_size.get(),
-        }),
+        ThickLayout::Striped { stripes, stripe_size } => {
+            Some(Layout::Striped(pb::create_volume_request::Striped {
+                stripes,
+                stripe_size_bytes: stripe_size.get(),
+            }))
+        }
+        ThickLayout::Raid { level, legs, stripe_size } => {
+            Some(Layout::Raid(pb::create_volume_request::Raid {
+                level: level.as_str().to_owned(),
+                legs,
+                stripe_size_bytes: stripe_size.get(),
+            }))
+        }
     };
     pb::CreateVolumeRequest {
         name: request.name.to_string(),
         range: Some(range(request.range)),
         backend: request.class.backend.as_ref().map(ToString::to_string).unwrap_or_default(),
         provisioning: provisioning(request.class.provisioning).into(),
-        striped,
+        layout,
         wipe: request.class.wipe.map(|w| w.to_string()).unwrap_or_default(),
         usage: request.usage.to_string(),
         source: request.source.as_ref().map(source),
@@ -107,11 +117,18 @@ pub(super) fn parse_create_volume(request: pb::CreateVolumeRequest) -> Result<Cr
     let backend = (!request.backend.is_empty())
         .then(|| BackendName::parse(&request.backend).map_err(|e| bad("backend", &e)))
         .transpose()?;
-    let layout = match request.striped {
+    let layout = match request.layout {
         None => ThickLayout::Linear,
-        Some(s) => ThickLayout::Striped {
+        Some(Layout::Striped(s)) => ThickLayout::Striped {
             stripes: s.stripes,
             stripe_size: Bytes::new(s.stripe_size_bytes),
+        },
+        Some(Layout::Raid(raid)) => ThickLayout::Raid {
+            level: RaidLevel::parse(&raid.level).ok_or_else(|| {
+                Error::invalid(format!("the peer asks for the unknown layout {:?}", raid.level))
+            })?,
+            legs: raid.legs,
+            stripe_size: Bytes::new(raid.stripe_size_bytes),
         },
     };
     let wipe = match request.wipe.as_str() {
@@ -449,6 +466,10 @@ mod tests {
             claim: Some(Claim { namespace: "a".to_owned(), name: "b".to_owned() }),
         };
         assert_eq!(parse_create_volume(create_volume(&request)).unwrap(), request);
+        let mut mirrored = request.clone();
+        mirrored.class.layout =
+            ThickLayout::Raid { level: RaidLevel::Raid5, legs: 4, stripe_size: Bytes::kib(64) };
+        assert_eq!(parse_create_volume(create_volume(&mirrored)).unwrap(), mirrored);
         let mut odd = create_volume(&request);
         odd.usage = "ntfs".to_owned();
         assert!(parse_create_volume(odd).is_err());

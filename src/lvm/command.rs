@@ -12,6 +12,7 @@
 use std::path::{Path, PathBuf};
 
 use super::args::{Args, Log, join};
+use super::layout::ThickLayout;
 use super::tag::{Kind, OWNED};
 use crate::host::invocation::Invocation;
 use crate::names::{LvName, LvmUuid, VgName};
@@ -45,20 +46,6 @@ pub struct Range {
     pub len: u64,
 }
 
-/// How a thick LV is laid out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ThickLayout {
-    /// Extents in a row.
-    Linear,
-    /// Extents of several PVs in turn.
-    Striped {
-        /// Number of PVs, at least 2.
-        stripes: u32,
-        /// Bytes on one PV before the next one's turn; a power of two from 4 KiB.
-        stripe_size: Bytes,
-    },
-}
-
 /// A change of one VG. Each is one LVM process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -70,6 +57,8 @@ pub enum Change {
         extents: Extents,
         /// Its layout.
         layout: ThickLayout,
+        /// The only extents that it may get. Empty: any.
+        on: Vec<Range>,
         /// Its tags.
         tags: Vec<String>,
     },
@@ -198,7 +187,8 @@ impl Change {
 /// One report of all VGs on all devices of the host.
 #[must_use]
 pub fn report() -> Invocation {
-    let mut args = Args::new("fullreport", Log::Json).with(&["--units", "b", "--nosuffix"]);
+    let mut args =
+        Args::new("fullreport", Log::Json).with(&["--all", "--units", "b", "--nosuffix"]);
     for (kind, fields) in super::report::FIELDS {
         args = args.with(&["--configreport", kind, "-o", &fields.join(",")]);
     }
@@ -239,8 +229,8 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
     let vg = target.vg.as_str();
     let full = |lv: &LvName| format!("{vg}/{lv}");
     match change {
-        Change::CreateThick { lv, extents, layout, tags } => {
-            create_thick(target, lv, *extents, layout, tags)
+        Change::CreateThick { lv, extents, layout, on, tags } => {
+            create_thick(target, lv, *extents, *layout, on, tags)
         }
         Change::CreateThin { lv, pool, size, tags } => create(
             target,
@@ -331,20 +321,18 @@ fn create_thick(
     target: &Target,
     lv: &LvName,
     extents: Extents,
-    layout: &ThickLayout,
+    layout: ThickLayout,
+    on: &[Range],
     tags: &[String],
 ) -> Invocation {
-    let extents = extents.get().to_string();
-    let mut options = vec!["--wipesignatures", "y", "--zero", "y", "--extents", &extents];
-    let (count, size);
-    match layout {
-        ThickLayout::Linear => options.extend(["--type", "linear"]),
-        ThickLayout::Striped { stripes, stripe_size } => {
-            (count, size) = (stripes.to_string(), format!("{}b", stripe_size.get()));
-            options.extend(["--type", "striped", "--stripes", &count, "--stripesize", &size]);
-        }
-    }
-    create(target, lv, tags, target.vg.as_str(), &options)
+    let size = target.extent_size.size_of(extents);
+    let mut options = ["--wipesignatures", "y", "--zero", "y"].map(str::to_owned).to_vec();
+    options.extend(["--extents".to_owned(), extents.get().to_string()]);
+    options.extend(layout.options(size));
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let mut call = create(target, lv, tags, target.vg.as_str(), &options);
+    call.args.extend(on.iter().map(Range::argument));
+    call
 }
 
 impl Range {
@@ -360,6 +348,7 @@ mod tests {
     use super::super::args::{CONFIG, CONFIG_JSON};
     use super::*;
     use crate::host::invocation::Effect;
+    use crate::lvm::layout::RaidLevel;
 
     fn target() -> Target {
         Target {
@@ -388,19 +377,31 @@ mod tests {
         let lv = |name: &str| LvName::parse(name).unwrap();
         let uuid = LvmUuid::parse("LIzauM-HExZ-Tumu-tpuc-qokj-fSCW-AVLTZv").unwrap();
         let tags = vec![OWNED.to_owned(), "cb.volume".to_owned()];
+        let raid = |level, legs, stripe_size| Change::CreateThick {
+            lv: lv("pvc-1"),
+            extents: Extents::new(12),
+            layout: ThickLayout::Raid { level, legs, stripe_size },
+            on: vec![Range { device: "/dev/sdb".into(), start: 0, len: 100 }],
+            tags: tags.clone(),
+        };
         let changes = [
             Change::CreateThick {
                 lv: lv("pvc-1"),
                 extents: Extents::new(256),
                 layout: ThickLayout::Linear,
+                on: vec![],
                 tags: tags.clone(),
             },
             Change::CreateThick {
                 lv: lv("pvc-1"),
                 extents: Extents::new(256),
                 layout: ThickLayout::Striped { stripes: 2, stripe_size: Bytes::kib(64) },
+                on: vec![],
                 tags: tags.clone(),
             },
+            raid(RaidLevel::Raid1, 2, Bytes::ZERO),
+            raid(RaidLevel::Raid6, 5, Bytes::kib(64)),
+            raid(RaidLevel::Raid10, 4, Bytes::kib(64)),
             Change::CreateThin {
                 lv: lv("pvc-1"),
                 pool: lv("pool0"),

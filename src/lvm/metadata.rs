@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use super::layout::{RaidLevel, ThickLayout};
 use super::state::{Area, Lv, LvLayout, Pv, VgState};
 use super::tag::Tags;
 use super::text::{self, Section, Value};
@@ -53,7 +54,7 @@ pub fn parse(text: &str, devices: &BTreeMap<LvmUuid, PathBuf>) -> Result<VgState
         for (name, lv) in &section.sections {
             areas.insert(name.as_str(), disks.mark_used(name, lv)?);
         }
-        lvs = visible_lvs(section, extent_size, areas)?;
+        lvs = visible_lvs(section, extent_size, &areas)?;
     }
     Ok(VgState {
         name,
@@ -209,7 +210,7 @@ fn kind_of(segment: &Section) -> &str {
 fn visible_lvs(
     section: &Section,
     extent_size: ExtentSize,
-    mut areas: BTreeMap<&str, Vec<Area>>,
+    areas: &BTreeMap<&str, Vec<Area>>,
 ) -> Result<BTreeMap<LvName, Lv>> {
     // A copy-on-write snapshot is an LV of its own that points to the LV with the changed blocks.
     let cow: BTreeSet<&str> = section
@@ -219,6 +220,7 @@ fn visible_lvs(
         .filter(|s| kind_of(s) == "snapshot")
         .filter_map(|s| s.value("cow_store").and_then(Value::as_text))
         .collect();
+    let parts = raid_parts(section);
     let mut lvs = BTreeMap::new();
     for (name, lv) in &section.sections {
         let Some(first) = segments(lv).next() else {
@@ -227,16 +229,24 @@ fn visible_lvs(
         let kind = kind_of(first);
         let is_cow = cow.contains(name.as_str());
         let visible = is_cow || lv.texts("status").any(|s| s == "VISIBLE");
-        if kind == "snapshot" || !visible {
+        // A leg's part is a part even while LVM shows it, which it does to clear it.
+        if kind == "snapshot" || !visible || parts.contains(name.as_str()) {
             continue;
         }
-        let layout =
-            if is_cow { LvLayout::Other("snapshot".to_owned()) } else { layout(kind, first)? };
+        let layout = match RaidLevel::parse(kind) {
+            _ if is_cow => LvLayout::Other("snapshot".to_owned()),
+            Some(_) if raid_subs(first).any(|sub| is_visible(section, sub)) => {
+                LvLayout::UnfinishedRaid(kind.to_owned())
+            }
+            Some(level) => raid(level, first)?,
+            None => layout(kind, first)?,
+        };
+        let legs = if matches!(layout, LvLayout::Raid(_)) { legs(first, areas) } else { vec![] };
         let mut extents = Extents::ZERO;
         for segment in segments(lv) {
             extents = extents.saturating_add(Extents::new(unsigned(segment, "extent_count")?));
         }
-        let areas = areas.remove(name.as_str()).unwrap_or_default();
+        let areas = areas.get(name.as_str()).cloned().unwrap_or_default();
         let name = LvName::parse(name).or_else(|e| bad(e.to_string()))?;
         let state = Lv {
             name: name.clone(),
@@ -247,10 +257,51 @@ fn visible_lvs(
             created_unix: lv.value("creation_time").and_then(Value::as_number).unwrap_or(0),
             writable: lv.texts("status").any(|s| s == "WRITE"),
             areas,
+            legs,
         };
         lvs.insert(name, state);
     }
     Ok(lvs)
+}
+
+/// The hidden LVs of a RAID segment: metadata and image of each leg, in turn.
+fn raid_subs(segment: &Section) -> impl Iterator<Item = &str> {
+    let list = segment.value("raids").and_then(Value::as_list).unwrap_or_default();
+    list.iter().filter_map(Value::as_text)
+}
+
+/// The names of all of them.
+fn raid_parts(section: &Section) -> BTreeSet<&str> {
+    section.sections.iter().flat_map(|(_, lv)| segments(lv)).flat_map(raid_subs).collect()
+}
+
+fn is_visible(section: &Section, lv: &str) -> bool {
+    section.section(lv).is_some_and(|lv| lv.texts("status").any(|s| s == "VISIBLE"))
+}
+
+fn raid(level: RaidLevel, segment: &Section) -> Result<LvLayout> {
+    let Ok(legs) = u32::try_from(unsigned(segment, "device_count")?) else {
+        return bad("device_count is too large");
+    };
+    let stripe =
+        segment.value("stripe_size").map_or(Ok(0), |_| unsigned(segment, "stripe_size"))?;
+    let stripe_size = Bytes::new(stripe.saturating_mul(SECTOR));
+    Ok(LvLayout::Raid(ThickLayout::Raid { level, legs, stripe_size }))
+}
+
+/// The PVs of each image.
+fn legs(segment: &Section, areas: &BTreeMap<&str, Vec<Area>>) -> Vec<Vec<LvmUuid>> {
+    let images = raid_subs(segment).skip(1).step_by(2);
+    let mut legs: Vec<Vec<LvmUuid>> = images
+        .map(|image| {
+            let mut pvs: Vec<_> =
+                areas.get(image).into_iter().flatten().map(|area| area.pv.clone()).collect();
+            pvs.dedup();
+            pvs
+        })
+        .collect();
+    legs.sort_unstable();
+    legs
 }
 
 fn layout(kind: &str, segment: &Section) -> Result<LvLayout> {
@@ -289,24 +340,65 @@ mod tests {
 
     const REPORT: &str = include_str!("../../tests/recordings/lvm-2.03.16/several.json");
     const VG0: &str = include_str!("../../tests/recordings/lvm-2.03.16/several.vg0.metadata");
-    const REST: &str = include_str!("../../tests/recordings/lvm-2.03.16/several.rest.metadata");
     const GONE: &str = include_str!("../../tests/recordings/lvm-2.03.16/several.gone.metadata");
     const EXPORTED: &str =
         include_str!("../../tests/recordings/lvm-2.03.16/several.exported.metadata");
 
+    const REST: &str = include_str!("../../tests/recordings/lvm-2.03.16/several.rest.metadata");
+    /// Every RAID layout, a pool on RAID, and a raid1 whose lvcreate was killed.
+    const RAID: &str = include_str!("../../tests/recordings/lvm-2.03.16/raid.json");
+    const RAID_VG0: &str = include_str!("../../tests/recordings/lvm-2.03.16/raid.vg0.metadata");
+
     /// What LVM reports and what stands on the disks are the same VG, for every kind of LV.
     #[test]
     fn the_disks_and_lvms_report_agree() {
-        let report = report::parse(REPORT).unwrap();
-        for (name, text) in [("vg0", VG0), ("rest", REST), ("gone", GONE), ("exported", EXPORTED)] {
+        for (report, name, text) in [
+            (REPORT, "vg0", VG0),
+            (REPORT, "rest", REST),
+            (REPORT, "gone", GONE),
+            (REPORT, "exported", EXPORTED),
+            (RAID, "vg0", RAID_VG0),
+        ] {
+            let report = report::parse(report).unwrap();
             let reported = report.vgs.iter().find(|vg| vg.name.as_str() == name).unwrap();
             let devices = reported
                 .pvs
                 .iter()
                 .filter_map(|(uuid, pv)| Some((uuid.clone(), pv.device.clone()?)))
                 .collect();
-            assert_eq!(&parse(text, &devices).unwrap(), reported, "{name}");
+            let mut parsed = parse(text, &devices).unwrap();
+            if name == "rest" {
+                // It was recorded without the hidden LVs that tell where legs are.
+                parsed.lvs.values_mut().for_each(|lv| lv.legs.clear());
+            }
+            assert_eq!(&parsed, reported, "{name}");
         }
+    }
+
+    #[test]
+    fn a_vg_with_raid() {
+        let vg = parse(RAID_VG0, &BTreeMap::new()).unwrap();
+        let lv = |name: &str| &vg.lvs[&LvName::parse(name).unwrap()];
+        let raid = |level, legs, kib| {
+            let layout = ThickLayout::Raid { level, legs, stripe_size: Bytes::kib(kib) };
+            LvLayout::Raid(layout)
+        };
+        for (name, layout, legs) in [
+            ("pvc-r1", raid(RaidLevel::Raid1, 2, 0), 2),
+            ("pvc-r5", raid(RaidLevel::Raid5, 3, 64), 3),
+            ("pvc-r6", raid(RaidLevel::Raid6, 5, 64), 5),
+            ("pvc-r10", raid(RaidLevel::Raid10, 4, 64), 4),
+        ] {
+            let lv = lv(name);
+            assert_eq!((&lv.layout, lv.legs.len()), (&layout, legs), "{name}");
+            assert!(lv.legs.iter().all(|pvs| pvs.len() == 1) && lv.areas.is_empty(), "{name}");
+        }
+        let cut = lv("pvc-cut");
+        assert_eq!(cut.layout, LvLayout::UnfinishedRaid("raid1".to_owned()));
+        assert!(cut.is_unfinished() && cut.is_volume());
+        assert!(matches!(lv("pool0").layout, LvLayout::ThinPool { zero: true, .. }));
+        // Nothing else is seen, though a cut leaves parts of legs visible that bear our tags.
+        assert_eq!(vg.lvs.len(), 6);
     }
 
     #[test]

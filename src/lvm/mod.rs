@@ -4,6 +4,7 @@
 mod args;
 pub mod command;
 pub mod label;
+pub mod layout;
 pub mod metadata;
 pub mod report;
 pub mod state;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::layout::{RaidLevel, ThickLayout};
 use super::state::{Area, Lv, LvLayout, Pv, VgState};
 use super::tag::Tags;
 use crate::names::{LvName, LvmUuid, VgName};
@@ -31,8 +32,16 @@ pub(super) const FIELDS: [(&str, &[&str]); 5] = [
     (
         "lv",
         &[
-            "lv_uuid", "lv_name", "lv_size", "lv_tags", "lv_time", "lv_attr", "lv_role", "pool_lv",
+            "lv_uuid",
+            "lv_name",
+            "lv_size",
+            "lv_tags",
+            "lv_time",
+            "lv_attr",
+            "lv_role",
+            "pool_lv",
             "origin",
+            "lv_parent",
         ],
     ),
     ("pvseg", &["pv_uuid", "pvseg_start", "pvseg_size", "lv_uuid"]),
@@ -256,46 +265,102 @@ fn lvs(part: &Part) -> Result<BTreeMap<LvName, Lv>, ReportError> {
         .filter(|row| row.text("seg_start_pe") == "0")
         .map(|row| (row.text("lv_uuid"), row))
         .collect();
-    let mut areas = BTreeMap::<&str, Vec<Area>>::new();
+    let mut all_areas = BTreeMap::<&str, Vec<Area>>::new();
     for row in part.pvseg.iter().filter(|row| !row.text("lv_uuid").is_empty()) {
         let (start, len) = (row.number("pvseg_start")?, row.number("pvseg_size")?);
         let area = Area { pv: row.uuid("pv_uuid")?, start, len };
-        areas.entry(row.text("lv_uuid")).or_default().push(area);
+        all_areas.entry(row.text("lv_uuid")).or_default().push(area);
     }
     let mut lvs = BTreeMap::new();
-    for row in &part.lv {
+    for row in part.lv.iter().filter(|row| !is_part(row)) {
         let uuid = row.uuid("lv_uuid")?;
         let segment = first_segments
             .get(uuid.as_str())
             .ok_or_else(|| field(format!("LV {} has no segment", row.text("lv_name"))))?;
         let name = LvName::parse(row.text("lv_name")).map_err(|e| field(e.to_string()))?;
-        let mut areas = areas.remove(uuid.as_str()).unwrap_or_default();
+        let mut areas = all_areas.get(uuid.as_str()).cloned().unwrap_or_default();
         areas.sort_unstable();
         areas.dedup();
+        let layout = match (RaidLevel::parse(segment.text("segtype")), layout(row, segment)?) {
+            (Some(_), _) if is_cut(part, &name) => {
+                LvLayout::UnfinishedRaid(segment.text("segtype").to_owned())
+            }
+            (_, layout) => layout,
+        };
+        let is_raid = matches!(layout, LvLayout::Raid(_));
+        let legs = if is_raid { legs(part, &name, &all_areas) } else { vec![] };
         let lv = Lv {
             name: name.clone(),
             uuid,
             size: Bytes::new(row.number("lv_size")?),
-            layout: layout(row, segment)?,
+            layout,
             tags: Tags::parse(row.list("lv_tags")),
             created_unix: row.text("lv_time").trim().parse().unwrap_or(0),
             writable: row.text("lv_attr").as_bytes().get(1) != Some(&b'r'),
             areas,
+            legs,
         };
         lvs.insert(name, lv);
     }
     Ok(lvs)
 }
 
+/// Whether an LV is only a part of another one. LVM puts the names of hidden LVs in brackets; a
+/// part of a leg is shown while LVM clears it.
+fn is_part(lv: &Row) -> bool {
+    !is_shown(lv) || ["private", "raid"].iter().all(|role| lv.list("lv_role").any(|r| r == *role))
+}
+
+fn is_shown(lv: &Row) -> bool {
+    !lv.text("lv_name").starts_with('[')
+}
+
+/// Whether the legs' metadata of a RAID LV is shown, as long as it is not cleared. LVM names no
+/// parent then.
+fn is_cut(part: &Part, lv: &LvName) -> bool {
+    let begins = format!("{lv}_rmeta_");
+    part.lv.iter().any(|row| is_part(row) && row.text("lv_name").starts_with(&begins))
+}
+
+/// The hidden parts of an LV.
+fn parts<'a>(part: &'a Part, of: &'a LvName) -> impl Iterator<Item = &'a Row> {
+    part.lv.iter().filter(move |row| {
+        let parent = row.text("lv_parent").trim_start_matches('[').trim_end_matches(']');
+        is_part(row) && parent == of.as_str()
+    })
+}
+
+/// The PVs of each image of a RAID LV.
+fn legs(part: &Part, of: &LvName, areas: &BTreeMap<&str, Vec<Area>>) -> Vec<Vec<LvmUuid>> {
+    let images = parts(part, of).filter(|row| row.list("lv_role").any(|role| role == "image"));
+    let mut legs: Vec<Vec<LvmUuid>> = images
+        .map(|image| {
+            let areas = areas.get(image.text("lv_uuid")).into_iter().flatten();
+            let mut pvs: Vec<_> = areas.map(|area| area.pv.clone()).collect();
+            pvs.sort_unstable();
+            pvs.dedup();
+            pvs
+        })
+        .collect();
+    legs.sort_unstable();
+    legs
+}
+
 fn layout(lv: &Row, segment: &Row) -> Result<LvLayout, ReportError> {
     if lv.list("lv_role").any(|role| role == "thicksnapshot") {
         return Ok(LvLayout::Other("snapshot".to_owned()));
     }
+    let stripes = || {
+        u32::try_from(segment.number("stripes")?).map_err(|_| field("too many stripes".to_owned()))
+    };
+    if let Some(level) = RaidLevel::parse(segment.text("segtype")) {
+        let (legs, stripe_size) = (stripes()?, Bytes::new(segment.number("stripe_size")?));
+        return Ok(LvLayout::Raid(ThickLayout::Raid { level, legs, stripe_size }));
+    }
     Ok(match segment.text("segtype") {
         "linear" => LvLayout::Linear,
         "striped" => LvLayout::Striped {
-            stripes: u32::try_from(segment.number("stripes")?)
-                .map_err(|_| field("too many stripes".to_owned()))?,
+            stripes: stripes()?,
             stripe_size: Bytes::new(segment.number("stripe_size")?),
         },
         "thin-pool" => LvLayout::ThinPool {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::layout::ThickLayout;
 use super::tag::{Kind, Tags};
 use crate::names::{CsiName, Handle, LvName, LvmUuid, VgName};
 use crate::units::{Bytes, ExtentSize, Extents};
@@ -63,6 +64,8 @@ pub struct Lv {
     pub writable: bool,
     /// The extents that it has itself, by PV and first extent. Those of hidden LVs do not count.
     pub areas: Vec<Area>,
+    /// Of a RAID LV: the PVs that the data of each leg lies on, in order. Empty for any other.
+    pub legs: Vec<Vec<LvmUuid>>,
 }
 
 /// A run of extents of one PV.
@@ -88,6 +91,11 @@ pub enum LvLayout {
         /// Bytes on one PV before the next one's turn.
         stripe_size: Bytes,
     },
+    /// RAID; always a [`ThickLayout::Raid`].
+    Raid(ThickLayout),
+    /// RAID that was cut while it was made: its legs' metadata is not cleared, and it must not be
+    /// activated. By LVM's name of the segment type.
+    UnfinishedRaid(String),
     /// A pool for thin LVs.
     ThinPool {
         /// Whether blocks are zeroed before they are first given out.
@@ -159,7 +167,25 @@ impl Lv {
             LvLayout::Thin { pool, .. } => Some(pool),
             LvLayout::Linear
             | LvLayout::Striped { .. }
+            | LvLayout::Raid(_)
+            | LvLayout::UnfinishedRaid(_)
             | LvLayout::ThinPool { .. }
+            | LvLayout::Other(_) => None,
+        }
+    }
+
+    /// Its layout, when it is a thick LV as we make them.
+    #[must_use]
+    pub const fn thick(&self) -> Option<ThickLayout> {
+        match &self.layout {
+            LvLayout::Linear => Some(ThickLayout::Linear),
+            LvLayout::Striped { stripes, stripe_size } => {
+                Some(ThickLayout::Striped { stripes: *stripes, stripe_size: *stripe_size })
+            }
+            LvLayout::Raid(layout) => Some(*layout),
+            LvLayout::UnfinishedRaid(_)
+            | LvLayout::ThinPool { .. }
+            | LvLayout::Thin { .. }
             | LvLayout::Other(_) => None,
         }
     }
@@ -201,9 +227,10 @@ impl Lv {
         CsiName::parse(&format!("snapshot-{rest}")).ok()
     }
 
-    /// Whether making it is not finished: it was to be born larger than it is.
+    /// Whether making it is not finished: it was to be born larger than it is, or was cut.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
-        self.tags.born_bytes.is_some_and(|born| self.size < born)
+        matches!(self.layout, LvLayout::UnfinishedRaid(_))
+            || self.tags.born_bytes.is_some_and(|born| self.size < born)
     }
 }

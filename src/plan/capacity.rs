@@ -3,7 +3,7 @@
 
 use super::{PoolRules, Rules};
 use crate::domain::{BackendCapacity, PoolCapacity, Provisioning};
-use crate::lvm::command::ThickLayout;
+use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::VgState;
 use crate::units::{Bytes, Extents};
 
@@ -58,12 +58,8 @@ impl BackendCapacity {
     #[must_use]
     pub fn offer(&self, provisioning: Option<Provisioning>, layout: &ThickLayout) -> Offer {
         let extent = self.extent_size;
-        let smallest = match layout {
-            ThickLayout::Linear => extent.bytes(),
-            ThickLayout::Striped { stripes, .. } => {
-                extent.size_of(Extents::new(u64::from(*stripes)))
-            }
-        };
+        let unit = u64::from(layout.data_legs());
+        let smallest = extent.size_of(Extents::new(unit));
         match provisioning.unwrap_or_else(|| self.default_provisioning()) {
             Provisioning::Thin => {
                 let room = self.pool.map_or(Bytes::ZERO, |pool| pool.room());
@@ -73,13 +69,15 @@ impl BackendCapacity {
             Provisioning::Thick => {
                 let free: Extents = self.free_runs.iter().flatten().map(|n| Extents::new(*n)).sum();
                 let available = extent.size_of(free).saturating_sub(self.reserve);
-                let unit = match layout {
-                    ThickLayout::Linear => 1,
-                    ThickLayout::Striped { stripes, .. } => u64::from(*stripes),
-                };
-                let allowed = extent.extents_floor(available).floor_to_multiple_of(unit);
-                let largest = extent.size_of(allocatable(&self.free_runs, unit).min(allowed));
-                Offer { available, largest, smallest }
+                let allowed = extent.extents_floor(available);
+                let largest = super::place::largest(extent, &self.free_runs, layout, allowed);
+                let share = allowed.get().checked_div(u64::from(layout.legs()));
+                let available = Extents::new(share.unwrap_or_default().saturating_mul(unit));
+                Offer {
+                    available: extent.size_of(available),
+                    largest: extent.size_of(largest),
+                    smallest,
+                }
             }
         }
     }
@@ -126,40 +124,10 @@ impl PoolRules {
     }
 }
 
-/// How many extents LVM can allocate in stripes over that many PVs: in each round it takes the
-/// longest free run of each PV, the `stripes` longest of those, and as much of each as the
-/// shortest of them has (lvm2's `_find_max_parallel_space_for_one_policy`, policy "normal").
-#[must_use]
-pub fn allocatable(free_runs: &[Vec<u64>], stripes: u64) -> Extents {
-    let Ok(wanted) = usize::try_from(stripes) else { return Extents::ZERO };
-    if wanted <= 1 {
-        return free_runs.iter().flatten().map(|n| Extents::new(*n)).sum();
-    }
-    let mut pvs: Vec<Vec<u64>> = free_runs.to_vec();
-    let mut total = Extents::ZERO;
-    loop {
-        for runs in &mut pvs {
-            runs.retain(|len| *len > 0);
-            runs.sort_unstable_by(|a, b| b.cmp(a));
-        }
-        pvs.retain(|runs| !runs.is_empty());
-        pvs.sort_by_key(|runs| std::cmp::Reverse(runs.first().copied()));
-        let Some(each) = pvs.get(wanted.saturating_sub(1)).and_then(|runs| runs.first().copied())
-        else {
-            return total;
-        };
-        for longest in pvs.iter_mut().take(wanted).filter_map(|runs| runs.first_mut()) {
-            *longest = longest.saturating_sub(each);
-        }
-        total = total.saturating_add(Extents::new(each.saturating_mul(stripes)));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{add, thin, vg, with_pool};
     use super::*;
-    use proptest::prelude::*;
 
     const STRIPED: ThickLayout = ThickLayout::Striped { stripes: 2, stripe_size: Bytes::kib(64) };
 
@@ -181,22 +149,6 @@ mod tests {
     }
 
     #[test]
-    fn stripes_need_as_many_disks() {
-        for (free, stripes, want) in [
-            (&[&[10][..], &[10]][..], 2, 20),
-            (&[&[10], &[4]], 2, 8),
-            (&[&[10], &[4], &[4]], 2, 16),
-            (&[&[10]], 2, 0),
-            (&[&[5, 5], &[10]], 2, 20),
-            (&[&[3], &[3], &[3], &[3]], 4, 12),
-            (&[&[10], &[10], &[1]], 3, 3),
-        ] {
-            let runs: Vec<Vec<u64>> = free.iter().map(|r| r.to_vec()).collect();
-            assert_eq!(allocatable(&runs, stripes).get(), want, "{free:?} in {stripes}");
-        }
-    }
-
-    #[test]
     fn a_pool_promises_what_it_may_and_no_more() {
         let (mut vg, rules) = with_pool();
         let room =
@@ -214,17 +166,5 @@ mod tests {
         assert_eq!(with(|p| p.metadata_used_bp = POOL_METADATA_GUARD_BP), Bytes::ZERO);
         assert_eq!(with(|p| p.healthy = false), Bytes::ZERO);
         assert_eq!(with(|p| p.overprovision_percent = 100), Bytes::ZERO);
-    }
-
-    proptest! {
-        #[test]
-        fn stripes_never_promise_more_than_is_free(
-            free in proptest::collection::vec(proptest::collection::vec(0..100u64, 0..4), 0..5),
-            stripes in 1..5u64,
-        ) {
-            let all: u64 = free.iter().flatten().sum();
-            let got = allocatable(&free, stripes).get();
-            prop_assert!(got <= all && got.is_multiple_of(stripes));
-        }
     }
 }

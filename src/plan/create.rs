@@ -3,7 +3,8 @@
 use super::{Plan, PoolRules, Rules, own};
 use crate::domain::{CapacityRange, ContentSource, CreateVolume, Provisioning};
 use crate::error::{Error, Result};
-use crate::lvm::command::{Change, ThickLayout};
+use crate::lvm::command::{Change, Range};
+use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::lvm::tag::{Kind, Pending, Source, Tags, Usage, Wipe};
 use crate::names::{LvName, dm_name};
@@ -68,19 +69,14 @@ fn extents(
         (None, Some(limit)) => DEFAULT_SIZE.min(limit),
         (None, None) => DEFAULT_SIZE,
     };
-    let unit = match layout {
-        ThickLayout::Linear => 1,
-        ThickLayout::Striped { stripes, stripe_size } => {
-            if *stripe_size > vg.extent_size.bytes() {
-                return Err(Error::invalid(format!(
-                    "parameter stripeSize: {stripe_size} is more than the extent size of volume group {}, {}",
-                    vg.name,
-                    vg.extent_size.bytes()
-                )));
-            }
-            u64::from(*stripes)
-        }
-    };
+    if let Some(size) = layout.stripe_size().filter(|size| *size > vg.extent_size.bytes()) {
+        return Err(Error::invalid(format!(
+            "parameter stripeSize: {size} is more than the extent size of volume group {}, {}",
+            vg.name,
+            vg.extent_size.bytes()
+        )));
+    }
+    let unit = u64::from(layout.data_legs());
     let extents = vg.extent_size.extents_ceil(wanted.max(least)).ceil_to_multiple_of(unit);
     let extents = extents.max(Extents::new(unit));
     let size = vg.extent_size.size_of(extents);
@@ -142,8 +138,16 @@ fn resume(
     if let Some(usage) = found.tags.usage.filter(|usage| *usage != request.usage) {
         return Err(differs(format!("it is for {usage}, not for {}", request.usage)));
     }
-    if !same_layout(&found.layout, provisioning, &request.class.layout) {
-        return Err(differs(format!("it is {:?}", found.layout)));
+    if matches!(found.layout, LvLayout::UnfinishedRaid(_)) {
+        // Never active, so nobody has written to it.
+        let remove = Change::Remove { lv: found.name.clone(), uuid: found.uuid.clone() };
+        return Ok(Plan::Rest(vec![remove]));
+    }
+    if !same_layout(found, provisioning, request.class.layout) {
+        return Err(differs(match found.thick() {
+            Some(layout) => format!("it is thick, {layout}"),
+            None => "it is thin".to_owned(),
+        }));
     }
     if found.tags.wipe != request.class.wipe {
         let wipe = found.tags.wipe.map_or("none", Wipe::as_str);
@@ -163,16 +167,10 @@ fn resume(
     Ok(Plan::Done)
 }
 
-fn same_layout(found: &LvLayout, provisioning: Provisioning, layout: &ThickLayout) -> bool {
-    match (found, provisioning, layout) {
-        (LvLayout::Thin { .. }, Provisioning::Thin, _)
-        | (LvLayout::Linear, Provisioning::Thick, ThickLayout::Linear) => true,
-        (
-            LvLayout::Striped { stripes: n, stripe_size: s },
-            Provisioning::Thick,
-            ThickLayout::Striped { stripes, stripe_size },
-        ) => (n, s) == (stripes, stripe_size),
-        _ => false,
+fn same_layout(found: &Lv, provisioning: Provisioning, layout: ThickLayout) -> bool {
+    match provisioning {
+        Provisioning::Thin => matches!(found.layout, LvLayout::Thin { .. }),
+        Provisioning::Thick => found.thick() == Some(layout),
     }
 }
 
@@ -203,9 +201,10 @@ fn blank(
         check_pool(vg, pool, size)?;
         return Ok(Change::CreateThin { lv, pool: pool.lv.clone(), size, tags });
     }
-    let layout = request.class.layout.clone();
+    let layout = request.class.layout;
     check_room(vg, rules, &layout, extents)?;
-    Ok(Change::CreateThick { lv, extents, layout, tags })
+    let on = places(vg, &layout, extents)?;
+    Ok(Change::CreateThick { lv, extents, layout, on, tags })
 }
 
 fn restore(
@@ -249,6 +248,17 @@ fn restore(
         steps.push(Change::Extend { lv, extents, from: vec![] });
     }
     Ok(steps)
+}
+
+/// The disks that new extents go to, where it matters.
+pub(super) fn places(vg: &VgState, layout: &ThickLayout, extents: Extents) -> Result<Vec<Range>> {
+    super::place::new_legs(vg, layout, extents).ok_or_else(|| {
+        Error::no_space(format!(
+            "{} do not fit into volume group {} {layout}: each stripe or leg needs a disk of its own with room for its part",
+            vg.extent_size.size_of(extents),
+            vg.name
+        ))
+    })
 }
 
 /// Whether a thick volume fits.
@@ -297,6 +307,7 @@ mod tests {
     use super::*;
     use crate::domain::VolumeClass;
     use crate::error::ErrorKind;
+    use crate::lvm::layout::RaidLevel;
     use crate::lvm::tag::{Claim, FsType};
     use crate::names::{CsiName, Handle};
 
@@ -330,7 +341,10 @@ mod tests {
         let vg0 = vg(&[&[1000]]);
         let step = only(plan(&vg0, &Rules::default(), &request(None)));
         let (lv, extents, layout) = (lv_name("pvc-1"), Extents::new(256), ThickLayout::Linear);
-        assert_eq!(step, Change::CreateThick { lv, extents, layout, tags: tags.clone() });
+        assert_eq!(
+            step,
+            Change::CreateThick { lv, extents, layout, on: vec![], tags: tags.clone() }
+        );
         let (mut vg, rules) = with_pool();
         vg.pvs = vg0.pvs.clone();
         let step = only(plan(&vg, &rules, &request(None)));
@@ -430,6 +444,27 @@ mod tests {
         assert_eq!(&only(plan(&vg, &rules, &request)), extend);
         add(&mut vg, "pvc-1", Bytes::gib(2), thin(None), &tags);
         assert_eq!(plan(&vg, &rules, &request).unwrap(), Plan::Done);
+    }
+
+    /// LVM makes RAID in several commits; what it left when it was cut is made anew.
+    #[test]
+    fn raid_that_was_cut_is_made_anew() {
+        let mut vg = vg(&[&[1000], &[1000], &[1000]]);
+        let rules = Rules::default();
+        let mut ask = request(Some(Provisioning::Thick));
+        let (level, stripe_size) = (RaidLevel::Raid1, Bytes::ZERO);
+        ask.class.layout = ThickLayout::Raid { level, legs: 2, stripe_size };
+        let Change::CreateThick { on, tags, .. } = only(plan(&vg, &rules, &ask)) else { panic!() };
+        assert_eq!(on.len(), 2);
+        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+        let unfinished = LvLayout::UnfinishedRaid("raid1".to_owned());
+        add(&mut vg, "pvc-1", Bytes::gib(1), unfinished, &tags);
+        assert!(matches!(only(plan(&vg, &rules, &ask)), Change::Remove { .. }));
+        add(&mut vg, "pvc-1", Bytes::gib(1), LvLayout::Raid(ask.class.layout), &tags);
+        assert_eq!(plan(&vg, &rules, &ask).unwrap(), Plan::Done);
+        ask.class.layout = ThickLayout::Raid { level, legs: 3, stripe_size };
+        let error = plan(&vg, &rules, &ask).unwrap_err();
+        assert!(error.to_string().contains("it is thick, raid1 on 2 disks"), "{error}");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Making a volume larger. Never smaller.
 
-use super::create::{check_pool, check_room};
-use super::{Plan, Rules};
+use super::create::{check_pool, check_room, places};
+use super::{Plan, Rules, place};
 use crate::domain::CapacityRange;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lvm::command::{Change, Range, ThickLayout};
-use crate::lvm::state::{Lv, LvLayout, VgState};
+use crate::lvm::command::{Change, Range};
+use crate::lvm::layout::ThickLayout;
+use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Kind, Pending, Tags, Usage};
 use crate::units::{Bytes, Extents};
 
@@ -14,19 +15,13 @@ use crate::units::{Bytes, Extents};
 /// # Errors
 /// When it cannot have it. Lack of room is [`ErrorKind::OutOfRange`]: the request can be lowered.
 pub fn plan(vg: &VgState, rules: &Rules, lv: &Lv, range: &CapacityRange) -> Result<Plan> {
-    let layout = match &lv.layout {
-        LvLayout::Linear => Some(ThickLayout::Linear),
-        LvLayout::Striped { stripes, stripe_size } => {
-            Some(ThickLayout::Striped { stripes: *stripes, stripe_size: *stripe_size })
-        }
-        LvLayout::Thin { .. } => None,
-        LvLayout::ThinPool { .. } | LvLayout::Other(_) => {
-            return Err(Error::failed_precondition(format!(
-                "volume {} has a layout that this driver does not make: {:?}",
-                lv.name, lv.layout
-            )));
-        }
-    };
+    let layout = lv.thick();
+    if layout.is_none() && lv.pool().is_none() {
+        return Err(Error::failed_precondition(format!(
+            "volume {} has a layout that this driver does not make: {:?}",
+            lv.name, lv.layout
+        )));
+    }
     let extents = wanted(vg, lv, layout.as_ref(), range)?;
     let have = vg.extent_size.extents_ceil(lv.size);
     if extents <= have {
@@ -36,8 +31,8 @@ pub fn plan(vg: &VgState, rules: &Rules, lv: &Lv, range: &CapacityRange) -> Resu
     let plan = match layout {
         None => thin(vg, rules, lv, extents, more),
         Some(layout) if shows_old_data(lv) => zeroed_first(vg, rules, lv, &layout, extents, more),
-        Some(layout) => check_room(vg, rules, &layout, more)
-            .map(|()| Plan::Steps(vec![extend(lv, extents, vec![])])),
+        Some(layout) => room(vg, rules, lv, &layout, more)
+            .map(|from| Plan::Steps(vec![extend(lv, extents, from)])),
     };
     plan.map_err(|e| {
         if e.kind() == ErrorKind::NoSpace { e.with_kind(ErrorKind::OutOfRange) } else { e }
@@ -50,10 +45,7 @@ fn wanted(
     layout: Option<&ThickLayout>,
     range: &CapacityRange,
 ) -> Result<Extents> {
-    let unit = match layout {
-        Some(ThickLayout::Striped { stripes, .. }) => u64::from(*stripes),
-        Some(ThickLayout::Linear) | None => 1,
-    };
+    let unit = layout.map_or(1, |layout| u64::from(layout.data_legs()));
     let required = vg.extent_size.extents_ceil(range.required.unwrap_or(Bytes::ZERO));
     let extents = required.ceil_to_multiple_of(unit).max(vg.extent_size.extents_ceil(lv.size));
     let size = vg.extent_size.size_of(extents);
@@ -85,6 +77,30 @@ fn shows_old_data(lv: &Lv) -> bool {
     !matches!(lv.tags.usage, Some(Usage::Filesystem(_))) && lv.tags.pending != Some(Pending::Fresh)
 }
 
+/// Where a thick LV gets more extents from. Empty: wherever LVM finds them.
+fn room(
+    vg: &VgState,
+    rules: &Rules,
+    lv: &Lv,
+    layout: &ThickLayout,
+    more: Extents,
+) -> Result<Vec<Range>> {
+    if !layout.is_raid() {
+        check_room(vg, rules, layout, more)?;
+        return places(vg, layout, more);
+    }
+    let raw = layout.leg_extents(more).get().saturating_mul(u64::from(layout.legs()));
+    check_room(vg, rules, &ThickLayout::Linear, Extents::new(raw))?;
+    place::growth(vg, lv, layout, more).ok_or_else(|| {
+        Error::no_space(format!(
+            "volume {} cannot grow by {}: each of its legs grows on the disks it has, and these have room for {}",
+            lv.name,
+            vg.extent_size.size_of(more),
+            vg.extent_size.size_of(place::growth_room(vg, lv, layout))
+        ))
+    })
+}
+
 /// The extents go into an LV of their own first, are zeroed there where nobody sees them, and then
 /// become the volume's. Cut anywhere, this begins again with whatever is there.
 fn zeroed_first(
@@ -96,16 +112,19 @@ fn zeroed_first(
     more: Extents,
 ) -> Result<Plan> {
     let name = lv.name.growth();
+    // Where each leg of RAID grows is chosen first; to zero those extents, they lie in a row.
+    let raw = layout.leg_extents(more).get().saturating_mul(u64::from(layout.legs()));
+    let raw = if layout.is_raid() { Extents::new(raw) } else { more };
     let Some(growth) = vg.lvs.get(&name) else {
-        check_room(vg, rules, layout, more)?;
+        let on = room(vg, rules, lv, layout, more)?;
         let tags = Tags {
             owned: Some(1),
             kind: Some(Kind::Growth),
             pending: Some(Pending::Fresh),
             ..Tags::default()
         };
-        let (layout, tags) = (layout.clone(), tags.print());
-        let create = Change::CreateThick { lv: name, extents: more, layout, tags };
+        let layout = if layout.is_raid() { ThickLayout::Linear } else { *layout };
+        let create = Change::CreateThick { lv: name, extents: raw, layout, on, tags: tags.print() };
         return Ok(Plan::Steps(vec![create]));
     };
     let Some(remove) = leftover(vg, lv) else {
@@ -114,7 +133,7 @@ fn zeroed_first(
             vg.name
         )));
     };
-    if vg.extent_size.extents_ceil(growth.size) != more {
+    if vg.extent_size.extents_ceil(growth.size) != raw {
         return Ok(Plan::Rest(vec![remove]));
     }
     if growth.tags.pending == Some(Pending::Fresh) {
@@ -145,7 +164,7 @@ pub(super) fn leftover(vg: &VgState, lv: &Lv) -> Option<Change> {
 mod tests {
     use super::super::fixture::{add, lv_name, thin, vg, with_pool};
     use super::*;
-    use crate::lvm::state::Area;
+    use crate::lvm::state::{Area, LvLayout};
     use crate::names::LvmUuid;
 
     fn to(size: Bytes) -> CapacityRange {

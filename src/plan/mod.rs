@@ -7,6 +7,7 @@
 pub mod capacity;
 pub mod create;
 pub mod expand;
+mod place;
 pub mod pool;
 pub mod pool_growth;
 pub mod remove;
@@ -147,6 +148,7 @@ pub(crate) mod fixture {
             created_unix: 1,
             writable: true,
             areas: vec![],
+            legs: vec![],
         };
         vg.lvs.insert(lv.name.clone(), lv);
     }

@@ -42,6 +42,8 @@ pub fn plan(vg: &VgState, pool: &ThinPool, reserve: Bytes) -> Result<Plan> {
         // lvcreate makes a plain LV first and turns it into a pool; it was cut in between.
         LvLayout::Linear
         | LvLayout::Striped { .. }
+        | LvLayout::Raid(_)
+        | LvLayout::UnfinishedRaid(_)
         | LvLayout::Thin { .. }
         | LvLayout::Other(_)
             if found.tags.is_ours() && found.tags.kind == Some(Kind::Pool) =>
@@ -51,6 +53,8 @@ pub fn plan(vg: &VgState, pool: &ThinPool, reserve: Bytes) -> Result<Plan> {
         }
         LvLayout::Linear
         | LvLayout::Striped { .. }
+        | LvLayout::Raid(_)
+        | LvLayout::UnfinishedRaid(_)
         | LvLayout::Thin { .. }
         | LvLayout::Other(_) => Err(Error::failed_precondition(format!(
             "logical volume {}/{} is not a thin pool: configure another name under thinPool",
@@ -74,6 +78,8 @@ pub(super) fn of<'a>(vg: &VgState, rules: &'a Rules, lv: &Lv) -> Result<&'a Pool
             LvLayout::ThinPool { zero: true, .. }
             | LvLayout::Linear
             | LvLayout::Striped { .. }
+            | LvLayout::Raid(_)
+            | LvLayout::UnfinishedRaid(_)
             | LvLayout::Thin { .. }
             | LvLayout::Other(_) => format!(
                 "thin pool {}/{} is no backend's on this node: add it to the configuration",

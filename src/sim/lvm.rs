@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use super::pool::SimPool;
 use super::print;
-use super::world::{Content, Holds, World};
+use super::world::{Content, Holds, SimVg, World};
 use crate::host::runner::{Completed, Exit};
+use crate::lvm::layout::{RaidLevel, ThickLayout};
 use crate::lvm::state::{Area, Lv, LvLayout};
 use crate::lvm::tag::Tags;
 use crate::names::{LvName, LvmUuid, VgName, dm_name};
@@ -155,7 +156,6 @@ fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
             "Logical Volume \"{name}\" already exists in volume group \"{vg_name}\""
         ));
     }
-    let extent = vg.state.extent_size;
     let mut lv = Lv {
         name: name.clone(),
         uuid: uuid.clone(),
@@ -165,6 +165,7 @@ fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         created_unix,
         writable: parsed.get("--permission") != Some("r"),
         areas: vec![],
+        legs: vec![],
     };
     let mut content = Content::default();
     let mut activate = true;
@@ -193,38 +194,7 @@ fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         vg.next_device_id = vg.next_device_id.wrapping_add(1);
         lv.size = Bytes::new(parsed.number("--virtualsize").unwrap_or_default());
     } else {
-        let count = parsed.number("--extents").unwrap_or_default();
-        let stripes = parsed.number("--stripes").unwrap_or(1);
-        let free = vg.state.free_extents().get();
-        let Some(areas) = vg.allocate(count, stripes, &[]) else {
-            return refuse(format!(
-                "Volume group \"{vg_name}\" has insufficient free space ({free} extents): {count} required."
-            ));
-        };
-        lv.size = extent.size_of(Extents::new(count));
-        if parsed.get("--type") == Some("thin-pool") {
-            lv.layout = LvLayout::ThinPool {
-                zero: parsed.get("--zero") == Some("y"),
-                chunk_size: Bytes::new(parsed.number("--chunksize").unwrap_or_default()),
-            };
-            let metadata = extent
-                .extents_ceil(Bytes::new(parsed.number("--poolmetadatasize").unwrap_or_default()));
-            let Some(more) = vg.allocate(metadata.get().saturating_mul(2), 1, &[]) else {
-                vg.release(&areas);
-                return refuse("insufficient free space for metadata");
-            };
-            vg.hidden.insert(name.clone(), [areas, more].concat());
-            let pool = SimPool { metadata, metadata_used: Bytes::kib(40), ..SimPool::default() };
-            vg.pools.insert(name.clone(), pool);
-        } else {
-            if stripes > 1 {
-                lv.layout = LvLayout::Striped {
-                    stripes: u32::try_from(stripes).unwrap_or_default(),
-                    stripe_size: Bytes::new(parsed.number("--stripesize").unwrap_or_default()),
-                };
-            }
-            lv.areas = areas;
-        }
+        thick(vg, parsed, &mut lv)?;
     }
     if let Some(vg) = world.vg_mut(vg_name) {
         vg.state.lvs.insert(name.clone(), lv);
@@ -235,6 +205,98 @@ fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         set_active(world, vg_name, &name);
     }
     Ok(())
+}
+
+/// What `lvcreate` takes from the PVs for a thick LV or a pool.
+fn thick(vg: &mut SimVg, parsed: &Parsed<'_>, lv: &mut Lv) -> Outcome {
+    let (extent, name) = (vg.state.extent_size, lv.name.clone());
+    let count = parsed.number("--extents").unwrap_or_default();
+    let Some(allowed) = ranges(vg, parsed) else { return Err((3, "bad range".to_owned())) };
+    lv.size = extent.size_of(Extents::new(count));
+    if let Some(layout) = raid(parsed) {
+        // LVM's own extent lies in front of each leg's data.
+        let Some(areas) = take_legs(vg, &layout, count, 1, &allowed) else {
+            return refuse("Insufficient suitable allocatable extents");
+        };
+        lv.layout = LvLayout::Raid(layout);
+        lv.legs = areas.iter().map(|area| vec![area.pv.clone()]).collect();
+        lv.legs.sort();
+        lv.legs.dedup();
+        vg.hidden.insert(name, areas);
+        return Ok(());
+    }
+    let stripes = parsed.number("--stripes").unwrap_or(1);
+    let free = vg.state.free_extents().get();
+    let Some(areas) = vg.allocate(count, stripes, &allowed) else {
+        return refuse(format!(
+            "Volume group \"{}\" has insufficient free space ({free} extents): {count} required.",
+            vg.state.name
+        ));
+    };
+    if parsed.get("--type") != Some("thin-pool") {
+        if stripes > 1 {
+            lv.layout = LvLayout::Striped {
+                stripes: u32::try_from(stripes).unwrap_or_default(),
+                stripe_size: Bytes::new(parsed.number("--stripesize").unwrap_or_default()),
+            };
+        }
+        lv.areas = areas;
+        return Ok(());
+    }
+    lv.layout = LvLayout::ThinPool {
+        zero: parsed.get("--zero") == Some("y"),
+        chunk_size: Bytes::new(parsed.number("--chunksize").unwrap_or_default()),
+    };
+    let metadata =
+        extent.extents_ceil(Bytes::new(parsed.number("--poolmetadatasize").unwrap_or_default()));
+    let Some(more) = vg.allocate(metadata.get().saturating_mul(2), 1, &[]) else {
+        vg.release(&areas);
+        return refuse("insufficient free space for metadata");
+    };
+    vg.hidden.insert(name.clone(), [areas, more].concat());
+    let pool = SimPool { metadata, metadata_used: Bytes::kib(40), ..SimPool::default() };
+    vg.pools.insert(name, pool);
+    Ok(())
+}
+
+fn raid(parsed: &Parsed<'_>) -> Option<ThickLayout> {
+    let level = parsed.get("--type").and_then(RaidLevel::parse)?;
+    let data = match level {
+        RaidLevel::Raid1 => parsed.number("--mirrors")?.saturating_add(1),
+        RaidLevel::Raid5 | RaidLevel::Raid6 | RaidLevel::Raid10 => parsed.number("--stripes")?,
+    };
+    Some(ThickLayout::Raid {
+        level,
+        legs: level.legs(u32::try_from(data).ok()?),
+        stripe_size: Bytes::new(parsed.number("--stripesize").unwrap_or_default()),
+    })
+}
+
+/// The extents that a command names after the LV or VG. `None` when they make no sense.
+fn ranges(vg: &SimVg, parsed: &Parsed<'_>) -> Option<Vec<Area>> {
+    let range = |text: &&str| {
+        let (device, (from, to)) =
+            text.split_once(':').and_then(|(d, r)| Some((d, r.split_once('-')?)))?;
+        let mut pvs = vg.state.pvs.iter();
+        let (pv, _) = pvs.find(|(_, pv)| pv.device.as_deref() == Some(device.as_ref()))?;
+        let (start, last) = (from.parse::<u64>().ok()?, to.parse::<u64>().ok()?);
+        let len = last.saturating_sub(start).saturating_add(1);
+        Some(Area { pv: pv.clone(), start, len })
+    };
+    parsed.names.get(1..).unwrap_or_default().iter().map(range).collect()
+}
+
+/// Extents for the legs of RAID, each leg on one PV, with so many of LVM's own.
+fn take_legs(
+    vg: &mut SimVg,
+    layout: &ThickLayout,
+    count: u64,
+    own: u64,
+    allowed: &[Area],
+) -> Option<Vec<Area>> {
+    let each = layout.leg_extents(Extents::new(count)).get().saturating_add(own);
+    let legs = u64::from(layout.legs());
+    vg.allocate(each.saturating_mul(legs), legs, allowed)
 }
 
 fn set_active(world: &mut World, vg: &str, lv: &LvName) {
@@ -268,24 +330,17 @@ fn lvextend(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         ));
     };
     let mut areas = lv.areas.clone();
-    if !matches!(lv.layout, LvLayout::Thin { .. }) {
+    let Some(allowed) = ranges(vg, parsed) else { return Err((3, "bad range".to_owned())) };
+    if let LvLayout::Raid(layout) = &lv.layout {
+        let Some(new) = take_legs(vg, layout, more, 0, &allowed) else {
+            return refuse("Insufficient suitable allocatable extents");
+        };
+        vg.hidden.entry(lv.name.clone()).or_default().extend(new);
+    } else if !matches!(lv.layout, LvLayout::Thin { .. }) {
         let stripes = match lv.layout {
             LvLayout::Striped { stripes, .. } => u64::from(stripes),
             _ => 1,
         };
-        let mut allowed = Vec::new();
-        for range in parsed.names.get(1..).unwrap_or_default() {
-            let parts = range.split_once(':').and_then(|(d, r)| Some((d, r.split_once('-')?)));
-            let Some((device, (from, to))) = parts else { return Err((3, "bad range".to_owned())) };
-            let pv =
-                vg.state.pvs.iter().find(|(_, pv)| pv.device.as_deref() == Some(device.as_ref()));
-            let (Some((pv, _)), Ok(start), Ok(last)) = (pv, from.parse::<u64>(), to.parse::<u64>())
-            else {
-                return Err((3, "bad range".to_owned()));
-            };
-            let len = last.saturating_sub(start).saturating_add(1);
-            allowed.push(Area { pv: pv.clone(), start, len });
-        }
         let Some(new) = vg.allocate(more, stripes, &allowed) else {
             return refuse("Insufficient free space");
         };

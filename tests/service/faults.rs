@@ -5,6 +5,7 @@ use std::pin::Pin;
 
 use cinderblock::domain::{AccessType, CapacityRange, Provisioning};
 use cinderblock::error::{ErrorKind, Result};
+use cinderblock::lvm::layout::{RaidLevel, ThickLayout};
 use cinderblock::lvm::tag::{FsType, Usage, Wipe};
 use cinderblock::names::Handle;
 use cinderblock::sim::{Fault, Mode};
@@ -20,9 +21,13 @@ type Call = for<'a> fn(&'a Node, &'a [Handle]) -> Pin<Box<dyn Future<Output = Re
 /// How often a caller tries again.
 const TRIES: usize = 6;
 
+async fn ready(case: &str) -> Node {
+    if case.contains("raid") { Node::ready_without_a_pool().await } else { Node::ready().await }
+}
+
 /// Runs the call without a fault, then with one at each of its effects, each in a host of its own.
 async fn sweep(name: &str, prepare: Prepare, call: Call) {
-    let node = Node::ready().await;
+    let node = ready(name).await;
     let handles = prepare(&node).await;
     node.host.arm(None);
     call(&node, &handles).await.unwrap_or_else(|e| panic!("{name} without a fault: {e:?}"));
@@ -41,7 +46,7 @@ async fn sweep(name: &str, prepare: Prepare, call: Call) {
 }
 
 async fn cut_and_repeat(cut: &str, prepare: Prepare, call: Call, fault: Fault) -> String {
-    let mut node = Node::ready().await;
+    let mut node = ready(cut).await;
     let handles = prepare(&node).await;
     let before = node.host.world().vg(VG).unwrap().free_extents();
     node.host.arm(Some(fault));
@@ -96,6 +101,16 @@ fn fs(name: &str, provisioning: Provisioning, fs: FsType) -> cinderblock::domain
     volume(name, provisioning, Usage::Filesystem(fs), 1)
 }
 
+const EXT4: Usage = Usage::Filesystem(FsType::Ext4);
+
+/// A raid1 volume on both disks.
+fn mirrored(name: &str, usage: Usage) -> cinderblock::domain::CreateVolume {
+    let mut request = volume(name, Provisioning::Thick, usage, 1);
+    request.class.layout =
+        ThickLayout::Raid { level: RaidLevel::Raid1, legs: 2, stripe_size: Bytes::ZERO };
+    request
+}
+
 async fn made(node: &Node, request: cinderblock::domain::CreateVolume) -> Handle {
     node.create(request).await.unwrap().handle
 }
@@ -141,6 +156,7 @@ cases! {
     create_thick: |_node| vec![], |node, _h| node.create(thick("pvc-1")).await.map(drop);
     create_block: |_node| vec![],
         |node, _h| node.create(block("pvc-1", Provisioning::Thick)).await.map(drop);
+    create_raid: |_node| vec![], |node, _h| node.create(mirrored("pvc-1", Usage::Block)).await.map(drop);
     create_with_an_odd_name: |_node| vec![],
         |node, _h| node.create(thin("data for all")).await.map(drop);
 
@@ -197,6 +213,16 @@ cases! {
         node.write(&handle, AccessType::Block, "data").await;
         vec![handle]
     }, |node, h| node.expand(&h[0], Bytes::gib(2)).await.map(drop);
+
+    expand_raid: |node| vec![made(node, mirrored("pvc-1", EXT4)).await],
+        |node, h| node.expand(&h[0], Bytes::gib(2)).await.map(drop);
+    expand_raid_block: |node| {
+        let handle = made(node, mirrored("pvc-1", Usage::Block)).await;
+        node.write(&handle, AccessType::Block, "data").await;
+        vec![handle]
+    }, |node, h| node.expand(&h[0], Bytes::gib(2)).await.map(drop);
+    delete_raid: |node| vec![made(node, mirrored("pvc-1", EXT4)).await],
+        |node, h| node.delete(&h[0]).await;
 
     stage_a_new_ext4: |node| vec![made(node, thin("pvc-1")).await],
         |node, h| node.stage(&h[0], mounted(FsType::Ext4)).await;

@@ -10,7 +10,7 @@ use cinderblock::domain::{
     CreateVolume, Provisioning, Snapshot, Volume, VolumeAgent, VolumeClass,
 };
 use cinderblock::error::{Error, Result};
-use cinderblock::lvm::command::ThickLayout;
+use cinderblock::lvm::layout::ThickLayout;
 use cinderblock::lvm::tag::{FsType, Usage, Wipe};
 use cinderblock::names::{BackendName, CsiName, Handle};
 use cinderblock::sim::{SimHost, World};
@@ -35,6 +35,8 @@ pub struct Node {
     pub agent: Agent<SimHost>,
     pub host: SimHost,
     pub config: watch::Sender<Arc<Config>>,
+    /// What it was started with.
+    text: String,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
@@ -51,12 +53,13 @@ impl Node {
         config: &str,
         labels: watch::Receiver<Option<Labels>>,
     ) -> Self {
+        let text = config.to_owned();
         let config = watch::Sender::new(Arc::new(Config::parse(config).unwrap()));
         let agent = Agent::new(host.clone(), config.subscribe(), labels);
         let stop = CancellationToken::new();
         let (running, token) = (agent.clone(), stop.clone());
         let task = tokio::spawn(async move { running.run(token).await });
-        Self { agent, host: host.clone(), config, stop, task }
+        Self { agent, host: host.clone(), config, text, stop, task }
     }
 
     /// A host with two blank disks, and an agent that has set up its backend there.
@@ -66,9 +69,19 @@ impl Node {
 
     /// The same in a world of its own.
     pub async fn ready_as(world: &str) -> Self {
+        Self::ready_with(world, CONFIG).await
+    }
+
+    /// The same without a thin pool, which would take one of the disks that RAID needs.
+    pub async fn ready_without_a_pool() -> Self {
+        let config: Vec<&str> = CONFIG.lines().filter(|line| !line.contains("thinPool")).collect();
+        Self::ready_with("", &config.join("\n")).await
+    }
+
+    async fn ready_with(world: &str, config: &str) -> Self {
         let disks = World::with_disks(&[Bytes::gib(20), Bytes::gib(20)]);
         let host = SimHost::new(disks.named(world));
-        let node = Self::start(&host, CONFIG);
+        let node = Self::start(&host, config);
         node.wait_ready().await;
         node
     }
@@ -107,9 +120,10 @@ impl Node {
 
     /// The agent dies, and another one starts on what it left.
     pub async fn reincarnate(self) -> Self {
+        let text = self.text.clone();
         let host = self.end().await;
         host.arm(None);
-        let node = Self::start(&host, CONFIG);
+        let node = Self::start(&host, &text);
         node.wait_ready().await;
         node
     }

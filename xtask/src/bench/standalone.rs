@@ -19,8 +19,8 @@ const DISK: u64 = 32 * GIB;
 const BACKEND: &str = "bench";
 const VG: &str = "bench";
 const ACCESS: Access = Access::Filesystem("ext4");
-const THIN: Class = Class { backend: BACKEND, provisioning: "thin", access: ACCESS };
-const THICK: Class = Class { backend: BACKEND, provisioning: "thick", access: ACCESS };
+const THIN: Class = Class { backend: BACKEND, provisioning: "thin", access: ACCESS, more: &[] };
+const THICK: Class = Class { backend: BACKEND, provisioning: "thick", access: ACCESS, more: &[] };
 
 /// How often everything is done.
 const ROUNDS: usize = 7;

@@ -13,7 +13,7 @@ const DISK: u64 = 12 * GIB;
 const BACKEND: &str = "lvmdriver-1";
 const VG: &str = "stack-volumes-lvmdriver-1";
 const ACCESS: Access = Access::Filesystem("ext4");
-const CLASS: Class = Class { backend: BACKEND, provisioning: "thin", access: ACCESS };
+const CLASS: Class = Class { backend: BACKEND, provisioning: "thin", access: ACCESS, more: &[] };
 
 /// In the VM, where the volumes are mounted.
 const FOLDER: &str = "/run/demo";

@@ -72,7 +72,7 @@ pub(crate) static RINGS: [Ring; 8] = [
     },
     Ring {
         name: "sanity",
-        about: "csi-sanity on thin, thick and block volumes in a node VM",
+        about: "csi-sanity on thin, thick, block and raid1 volumes in a node VM",
         needs: Needs::Vms,
         on_demand: false,
         tests: Tests::Sanity,

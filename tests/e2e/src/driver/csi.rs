@@ -52,6 +52,8 @@ pub struct Class {
     pub provisioning: &'static str,
     /// How it is used.
     pub access: Access,
+    /// Other parameters.
+    pub more: &'static [(&'static str, &'static str)],
 }
 
 /// How a volume is used.
@@ -87,8 +89,10 @@ impl Class {
     #[must_use]
     pub fn parameters(&self) -> BTreeMap<String, String> {
         [("backend", self.backend), ("provisioning", self.provisioning)]
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .into()
+            .iter()
+            .chain(self.more)
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
     }
 
     /// The request for a volume of at least this many bytes.
@@ -327,13 +331,25 @@ impl Csi {
     /// # Errors
     /// As [`Csi::controller`].
     pub fn capacity(&self, class: &Class) -> Result<u64, Status> {
+        Ok(u64::try_from(self.get_capacity(class)?.available_capacity).unwrap_or_default())
+    }
+
+    /// The largest volume that `GetCapacity` offers to a class; bytes.
+    ///
+    /// # Errors
+    /// As [`Csi::controller`].
+    pub fn largest(&self, class: &Class) -> Result<u64, Status> {
+        let largest = self.get_capacity(class)?.maximum_volume_size.unwrap_or_default();
+        Ok(u64::try_from(largest).unwrap_or_default())
+    }
+
+    fn get_capacity(&self, class: &Class) -> Result<pb::GetCapacityResponse, Status> {
         let request = pb::GetCapacityRequest {
             volume_capabilities: vec![class.access.capability()],
             parameters: class.parameters(),
             ..pb::GetCapacityRequest::default()
         };
-        let answer = self.controller(async |mut it| it.get_capacity(request).await)?;
-        Ok(u64::try_from(answer.available_capacity).unwrap_or_default())
+        self.controller(async |mut it| it.get_capacity(request).await)
     }
 
     /// `NodeStageVolume`.
@@ -451,7 +467,7 @@ mod tests {
 
     #[test]
     fn requests_say_what_is_wanted() {
-        let class = Class { backend: "b", provisioning: "thick", access: Access::Block };
+        let class = Class { backend: "b", provisioning: "thick", access: Access::Block, more: &[] };
         let request = class.request("pvc-1", 5);
         assert_eq!(request.capacity_range.unwrap().required_bytes, 5);
         assert_eq!(request.parameters["provisioning"], "thick");

@@ -58,6 +58,8 @@ pub enum Kind {
     Thick,
     /// Thin block volumes.
     Block,
+    /// Thick volumes with a filesystem, each on two disks.
+    Raid1,
 }
 
 /// A run that came to its end.
@@ -71,7 +73,7 @@ pub struct Run {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Thin, Self::Thick, Self::Block];
+    pub const ALL: [Self; 4] = [Self::Thin, Self::Thick, Self::Block, Self::Raid1];
 
     /// Its name on the command line.
     #[must_use]
@@ -80,26 +82,43 @@ impl Kind {
             Self::Thin => "thin",
             Self::Thick => "thick",
             Self::Block => "block",
+            Self::Raid1 => "raid1",
         }
     }
 
     /// What is not asked of csi-sanity, and why; none where everything is.
     #[must_use]
     pub fn not_asked(self) -> Option<&'static str> {
-        (self == Self::Thick)
+        matches!(self, Self::Thick | Self::Raid1)
             .then_some("they need a snapshot or a clone, which thick volumes cannot have yet")
     }
 
+    /// What the backend has. A pool would take one of the two disks that RAID needs.
+    const fn backend(self) -> &'static str {
+        match self {
+            Self::Raid1 => "reserve: 0%",
+            Self::Thin | Self::Thick | Self::Block => {
+                "thinPool: { name: pool0, size: 60%, overprovision: 20 }"
+            }
+        }
+    }
+
     fn parameters(self) -> String {
-        let provisioning = if self == Self::Thick { "thick" } else { "thin" };
-        format!("backend: {BACKEND}\nprovisioning: {provisioning}\n")
+        let more = match self {
+            Self::Thin | Self::Block => "provisioning: thin",
+            Self::Thick => "provisioning: thick",
+            Self::Raid1 => "provisioning: thick\nlayout: raid1",
+        };
+        format!("backend: {BACKEND}\n{more}\n")
     }
 
     /// The flags that decide which cases there are.
     fn selection(self) -> Vec<String> {
         match self {
             Self::Thin => Vec::new(),
-            Self::Thick => vec![format!("-ginkgo.skip={}", NEEDS_A_SNAPSHOT.join("|"))],
+            Self::Thick | Self::Raid1 => {
+                vec![format!("-ginkgo.skip={}", NEEDS_A_SNAPSHOT.join("|"))]
+            }
             Self::Block => vec!["-csi.testvolumeaccesstype=block".to_owned()],
         }
     }
@@ -148,7 +167,7 @@ pub fn run(kind: Kind, flags: &[String], streamed: bool) -> Result<Run> {
     let program = program(Profile::Dev)?;
     let name = format!("sanity-{}", kind.name());
     let lab = Lab::at(&name, &cargo::workspace().join(".lab").join(&name))?;
-    let more = "thinPool: { name: pool0, size: 60%, overprovision: 20 }";
+    let more = kind.backend();
     let machine = Machine::boot(lab, &DISKS, &program, &backend(BACKEND, VG, 2, more))?;
     let ran = run_in(&machine, kind, flags, streamed, &tools);
     match ran {
@@ -219,12 +238,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_thick_has_a_skip_flag() {
+    fn only_thick_kinds_have_a_skip_flag() {
         for kind in Kind::ALL {
             let words =
                 words(kind, &["-x".to_owned()], Path::new("p"), Path::new("q"), Path::new("r"));
             let skips = words.iter().any(|word| word.contains("ginkgo.skip"));
-            assert_eq!(skips, kind == Kind::Thick);
+            assert_eq!(skips, matches!(kind, Kind::Thick | Kind::Raid1));
             assert_eq!(kind.not_asked().is_some(), skips);
             assert_eq!(words.last().unwrap(), "-x");
         }

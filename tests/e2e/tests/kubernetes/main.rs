@@ -16,6 +16,7 @@ mod expansion;
 mod mistakes;
 mod objects;
 mod placement;
+mod raid;
 mod restarts;
 mod snapshots;
 mod support;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     tests.add("volumes::mount_options_and_read_only", volumes::mount_options_and_read_only);
     tests.add("expansion::while_in_use", expansion::while_in_use);
     tests.add("expansion::too_large_and_lowered_again", expansion::too_large_and_lowered_again);
+    tests.add("raid::a_mirror_on_two_disks", raid::a_mirror_on_two_disks);
     tests.add("snapshots::of_a_mounted_volume", snapshots::of_a_mounted_volume);
     tests.add("snapshots::of_a_block_volume", snapshots::of_a_block_volume);
     tests.add("snapshots::any_order_of_deletion", snapshots::any_order_of_deletion);

@@ -9,12 +9,15 @@ use serde_json::{Value, json};
 pub(crate) use cinderblock_lab::install::{BACKEND, NAMESPACE as SYSTEM, VOLUME_GROUP as VG};
 
 pub(crate) const TOPOLOGY: &str = "topology.lvm.cinderblock.dev/node";
+/// The backend for RAID, and its VG.
+pub(crate) const RAID: &str = "mirrored";
+pub(crate) const RAID_VG: &str = "mirrored-vg";
 /// A backend whose VG is on no node.
 pub(crate) const MISSING_BACKEND: &str = "missing";
 pub(crate) const SNAPSHOT_CLASS: &str = "snapshots";
 
-/// Installs the driver: one backend on each node's disk, with room for thin and for thick volumes,
-/// and one that no node has.
+/// Installs the driver: one backend on each node's first disk, with room for thin and for thick
+/// volumes, one on two more disks for RAID, and one that no node has.
 pub(crate) fn install(cluster: &Cluster) -> Result<()> {
     let values = json!({
         "backends": [
@@ -24,6 +27,12 @@ pub(crate) fn install(cluster: &Cluster) -> Result<()> {
                 "create": true,
                 "devices": [driver::disk(1)],
                 "thinPool": { "name": "pool0", "size": "40%" },
+            },
+            {
+                "name": RAID,
+                "volumeGroup": RAID_VG,
+                "create": true,
+                "devices": [driver::disk(2), driver::disk(3)],
             },
             { "name": MISSING_BACKEND, "volumeGroup": "no-such-vg" },
         ],

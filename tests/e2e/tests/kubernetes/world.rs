@@ -16,6 +16,8 @@ const GIB: u64 = 1 << 30;
 
 /// The data disks: with more room on one node than on the other.
 pub(crate) const DISKS: [u64; 2] = [40 * GIB, 80 * GIB];
+/// And each has two of these.
+const RAID_DISK: u64 = 2 * GIB;
 
 /// Kubernetes, the sidecars and the volumes of several tests at once.
 const MEMORY_MIB: u32 = 2048;
@@ -98,10 +100,10 @@ impl World {
             // What a run left behind that was killed.
             Cluster::down_at(NAME, &folder())?;
         }
-        let nodes = DISKS
-            .iter()
-            .zip(1..)
-            .map(|(bytes, index)| NodeSpec::new(index).memory_mib(MEMORY_MIB).disk(*bytes));
+        let nodes = DISKS.iter().zip(1..).map(|(bytes, index)| {
+            let node = NodeSpec::new(index).memory_mib(MEMORY_MIB).disk(*bytes);
+            node.disk(RAID_DISK).disk(RAID_DISK)
+        });
         let guest = Path::new(env!("CARGO_BIN_EXE_lab-guest"));
         let options = Options::new(NAME).dir(&folder()).guest(guest).node_specs(nodes);
         let cluster = Cluster::up(options)?;

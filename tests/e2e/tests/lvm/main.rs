@@ -23,6 +23,7 @@ mod killed;
 mod missing;
 mod power;
 mod processes;
+mod raid;
 mod support;
 mod wiping;
 mod zeros;

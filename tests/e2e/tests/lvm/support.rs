@@ -20,11 +20,11 @@ pub(crate) const THIN_BLOCK: Class = block("thin");
 pub(crate) const THICK_BLOCK: Class = block("thick");
 
 pub(crate) const fn filesystem(provisioning: &'static str, fs: &'static str) -> Class {
-    Class { backend: BACKEND, provisioning, access: Access::Filesystem(fs) }
+    Class { backend: BACKEND, provisioning, access: Access::Filesystem(fs), more: &[] }
 }
 
 pub(crate) const fn block(provisioning: &'static str) -> Class {
-    Class { backend: BACKEND, provisioning, access: Access::Block }
+    Class { backend: BACKEND, provisioning, access: Access::Block, more: &[] }
 }
 
 /// The configuration of backend `fast` on the first `disks` disks, with a thin pool on this part.

@@ -1,0 +1,136 @@
+//! How the RAID volumes of this node are: asked of the kernel, told in metrics and, when it changes,
+//! in the log. Changes nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::Agent;
+use super::blocking::within;
+use super::device::KERNEL_TIMEOUT;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::host::raid_status::RaidStatus;
+use crate::lvm::layout::ThickLayout;
+use crate::lvm::state::{Lv, LvLayout, VgState};
+use crate::names::Handle;
+
+/// The active RAID volumes of a node.
+pub type RaidVolumes = BTreeMap<Handle, RaidStatus>;
+
+impl<H: Host> Agent<H> {
+    /// How the RAID volumes are, and every change of it.
+    #[must_use]
+    pub fn raid(&self) -> watch::Receiver<Arc<RaidVolumes>> {
+        self.0.raid.subscribe()
+    }
+
+    /// Asks the kernel about every RAID volume: an ioctl each.
+    pub(super) async fn watch_raid(&self) {
+        let mut now = RaidVolumes::new();
+        for vg in self.0.store.all() {
+            let state = vg.state();
+            for lv in state.lvs.values().filter(|lv| lv.is_volume()) {
+                if !matches!(lv.layout, LvLayout::Raid(_)) {
+                    continue;
+                }
+                match self.raid_status(&state, lv).await {
+                    Ok(Some(status)) => drop(now.insert(state.handle(&lv.name), status)),
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::warn!(vg = %state.name, lv = %lv.name, error = error.chain(), "cannot look at the RAID volume");
+                    }
+                }
+            }
+        }
+        let before = Arc::clone(&self.0.raid.borrow());
+        for (volume, status) in &now {
+            tell(volume, before.get(volume), status);
+        }
+        self.0.raid.send_if_modified(|old| {
+            let changed = **old != now;
+            if changed {
+                *old = Arc::new(now);
+            }
+            changed
+        });
+    }
+
+    /// `None` when it is not active.
+    async fn raid_status(&self, state: &VgState, lv: &Lv) -> Result<Option<RaidStatus>> {
+        let Some(device) = self.device(state, lv).await? else { return Ok(None) };
+        let what = format!("device {}", device.name);
+        let status = within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
+            host.device_status(&device.name)
+        })
+        .await?
+        .map_err(|e| Error::host(format!("cannot ask the kernel about {what}")).because(e))?;
+        Ok(status.and_then(|s| s.targets.first().and_then(|(_, line)| RaidStatus::parse(line))))
+    }
+}
+
+fn tell(volume: &Handle, before: Option<&RaidStatus>, now: &RaidStatus) {
+    let (failed, legs) = (now.failed, now.legs);
+    let before = before.map_or((0, 0), |before| (before.failed, before.behind));
+    if failed > before.0 {
+        tracing::error!(%volume, failed, legs, "RAID volume has lost legs: replace the disk, then repair the volume");
+    } else if failed < before.0 {
+        tracing::info!(%volume, failed, legs, "RAID volume has legs again");
+    }
+    if now.behind > 0 && before.1 == 0 {
+        tracing::info!(%volume, action = now.action, "RAID volume is being brought in step; it can be used meanwhile");
+    } else if now.behind == 0 && before.1 > 0 {
+        tracing::info!(%volume, "RAID volume is in step");
+    }
+}
+
+/// Whether an LV can be used though disks of its VG are missing: so few of its legs are on them that
+/// the others have all of its data.
+pub(super) fn survives(state: &VgState, lv: &Lv) -> bool {
+    let LvLayout::Raid(layout @ ThickLayout::Raid { .. }) = &lv.layout else { return false };
+    let here =
+        |leg: &Vec<_>| leg.iter().all(|pv| state.pvs.get(pv).is_some_and(|pv| pv.device.is_some()));
+    let lost = lv.legs.iter().filter(|leg| !here(leg)).count();
+    u32::try_from(lost).is_ok_and(|lost| lost <= layout.spare_legs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lvm::layout::RaidLevel;
+    use crate::names::LvmUuid;
+    use crate::plan::fixture::{add, lv_name, vg};
+    use crate::units::Bytes;
+
+    #[test]
+    fn a_volume_survives_as_many_disks_as_its_layout_says() {
+        for (level, legs, spare) in
+            [(RaidLevel::Raid1, 3, 2), (RaidLevel::Raid5, 3, 1), (RaidLevel::Raid6, 5, 2)]
+        {
+            let mut state = vg(&[&[10], &[10], &[10], &[10], &[10], &[10]]);
+            let layout = ThickLayout::Raid { level, legs, stripe_size: Bytes::ZERO };
+            add(&mut state, "pvc-1", Bytes::gib(1), LvLayout::Raid(layout), &["cinderblock=1"]);
+            let pv = |n: u32| LvmUuid::derived(&format!("pv{n}"));
+            let lv = state.lvs.get_mut(&lv_name("pvc-1")).unwrap();
+            lv.legs = (0..legs).map(|n| vec![pv(n)]).collect();
+            let lv = lv.clone();
+            let mut lose = |n| state.pvs.get_mut(&pv(n)).unwrap().device = None;
+            // One that it has no leg on.
+            lose(5);
+            for n in 0..spare {
+                lose(n);
+            }
+            assert!(survives(&state, &lv), "{level:?}");
+            state.pvs.get_mut(&pv(spare)).unwrap().device = None;
+            assert!(!survives(&state, &lv), "{level:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_raid_does_not() {
+        let mut state = vg(&[&[10]]);
+        add(&mut state, "pvc-1", Bytes::gib(1), LvLayout::Linear, &["cinderblock=1"]);
+        assert!(!survives(&state, &state.lvs[&lv_name("pvc-1")]));
+    }
+}

@@ -1,0 +1,202 @@
+//! RAID on real LVM: every layout holds what it promises, to the extent; a lost disk loses nothing.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cinderblock_lab::driver::{self, Access, Class, Machine};
+use tonic::Code;
+
+use crate::support::{BACKEND, MIB, VG, Vol, bare, code, fill, lvs, sum};
+
+const EXTENT: u64 = 4 * MIB;
+
+/// A class of the layout, for a device.
+fn block(layout: &'static [(&'static str, &'static str)]) -> Class {
+    Class { backend: BACKEND, provisioning: "thick", access: Access::Block, more: layout }
+}
+
+fn filesystem(layout: &'static [(&'static str, &'static str)]) -> Class {
+    Class { access: Access::Filesystem("ext4"), ..block(layout) }
+}
+
+const RAID1: &[(&str, &str)] = &[("layout", "raid1")];
+const RAID1_OF_3: &[(&str, &str)] = &[("layout", "raid1"), ("mirrors", "2")];
+const RAID5: &[(&str, &str)] = &[("layout", "raid5"), ("stripes", "2")];
+const RAID6: &[(&str, &str)] = &[("layout", "raid6"), ("stripes", "3")];
+const RAID10: &[(&str, &str)] = &[("layout", "raid10"), ("stripes", "2")];
+const STRIPED: &[(&str, &str)] = &[("layout", "striped"), ("stripes", "2")];
+const LINEAR: &[(&str, &str)] = &[];
+
+/// Each leg on a disk of its own: no disk is named twice among a volume's images.
+fn legs_are_apart(machine: &Machine, lv: &str) -> Result<()> {
+    let script = format!(
+        "for it in $(lvs -a --noheadings -o lv_name {VG} | tr -d '[] ' | grep '^{lv}_rimage_'); do \
+         lvs -a --noheadings -o devices {VG}/$it | tr -d ' ' | sed 's/([0-9]*)//' | sort -u; done"
+    );
+    let mut disks: Vec<_> = machine.sh(&script)?.lines().map(str::to_owned).collect();
+    ensure!(!disks.is_empty(), "{lv} has no images");
+    let all = disks.len();
+    disks.sort();
+    disks.dedup();
+    ensure!(disks.len() == all, "two legs of {lv} share a disk");
+    Ok(())
+}
+
+/// The largest volume offered can be made, and not one extent more; over odd disks, with holes.
+#[test]
+fn the_largest_volume_of_each_layout_fits_and_one_extent_more_does_not() -> Result<()> {
+    let disks = [288, 320, 320, 352, 480].map(|mib| mib * MIB);
+    let backends = driver::backend(BACKEND, VG, disks.len(), "reserve: 0%");
+    bare("raid-sizes", &disks, &backends, |machine| {
+        machine.start(BACKEND)?;
+        // Holes: what is free lies in several runs on some disks.
+        machine.sh(
+            "set -e; d=/dev/disk/by-id/lab-disk
+             for n in 1 2 3; do lvcreate -qq -y -Wn -Zn -an -l 3 -n hole$n vg0 ${d}4; lvcreate -qq -y -Wn -Zn -an -l 1 -n wall$n vg0 ${d}4; done
+             lvcreate -qq -y -Wn -Zn -an -l 2 -n hole4 vg0 ${d}2; lvcreate -qq -y -Wn -Zn -an -l 1 -n wall4 vg0 ${d}2
+             for n in 1 2 3 4; do lvremove -qq -y vg0/hole$n; done",
+        )?;
+        machine.driver.stop()?;
+        machine.start(BACKEND)?;
+        let csi = machine.driver.csi()?;
+        for layout in [LINEAR, STRIPED, RAID1, RAID1_OF_3, RAID5, RAID6, RAID10] {
+            let class = block(layout);
+            let most = csi.largest(&class)?;
+            ensure!(most > 0 && most % EXTENT == 0, "{layout:?}: the largest is {most}");
+            let more = code(csi.create(&class.request("pvc-more", most + 1)))?;
+            ensure!(more == Code::ResourceExhausted, "{layout:?}: one byte more is {more:?}");
+            let v = Vol::create(&csi, class, "pvc-most", most)
+                .with_context(|| format!("{layout:?} of {most}"))?;
+            if layout.first().is_some_and(|(_, name)| name.starts_with("raid")) {
+                legs_are_apart(machine, v.lv())?;
+            }
+            let smaller = csi.largest(&class)?;
+            ensure!(smaller < most, "{layout:?}: {smaller} are still offered after {most}");
+            v.delete()?;
+            ensure!(csi.largest(&class)? == most, "{layout:?}: not all of it came back");
+        }
+        Ok(())
+    })
+}
+
+/// Written, grown while it is in use, and read again; for a device, what it grew by reads as zeros.
+#[test]
+fn raid_volumes_grow_online_and_lose_nothing_with_a_disk() -> Result<()> {
+    let disks = [288 * MIB; 5];
+    let backends = driver::backend(BACKEND, VG, disks.len(), "reserve: 0%");
+    bare("raid-life", &disks, &backends, |machine| {
+        // Whatever a disk held before must not be seen.
+        machine.sh("for n in 1 2 3 4 5; do tr '\\0' '\\252' </dev/zero | dd of=/dev/disk/by-id/lab-disk$n bs=1M count=286 iflag=fullblock 2>/dev/null; dd if=/dev/zero of=/dev/disk/by-id/lab-disk$n bs=1M count=2 conv=notrunc 2>/dev/null; done; sync")?;
+        machine.start(BACKEND)?;
+        let csi = machine.driver.csi()?;
+        let mut volumes = Vec::new();
+        for (class, name) in [
+            (filesystem(RAID1), "pvc-r1"),
+            (filesystem(RAID5), "pvc-r5"),
+            (block(RAID6), "pvc-r6"),
+            (block(RAID10), "pvc-r10"),
+        ] {
+            let v = Vol::create(&csi, class, name, 24 * MIB)?;
+            v.attach()?;
+            if class.access == Access::Block {
+                zeros(machine, &v, 0)?;
+            }
+            let written = fill(machine, &v.file("data"), 6)?;
+            csi.expand(&v.id, 48 * MIB)?;
+            csi.expand_on_node(&v.id, &v.pod)?;
+            legs_are_apart(machine, v.lv())?;
+            if class.access == Access::Block {
+                zeros(machine, &v, 24 * MIB)?;
+            }
+            ensure!(sum(machine, &v.file("data"), 6)? == written, "{name}: other data");
+            volumes.push((v, written));
+        }
+        for (v, written) in &volumes {
+            ensure!(csi.expand(&v.id, 10 << 30).is_err(), "{} grew beyond the disks", v.id);
+            ensure!(sum(machine, &v.file("data"), 6)? == *written, "{}: other data", v.id);
+        }
+        // All is in step before a disk goes, as on a machine that has run for a while.
+        machine.sh("for n in $(seq 600); do lvs --noheadings -o sync_percent vg0 | grep -qv 100.00 || break; sleep 0.1; done")?;
+        for (v, _) in &volumes {
+            v.detach()?;
+        }
+        a_disk_is_lost(machine, &mut volumes)
+    })
+}
+
+/// The last disk is gone at the next boot. Every volume is there, and can be used.
+fn a_disk_is_lost(machine: &Machine, volumes: &mut [(Vol, String)]) -> Result<()> {
+    let vanished = machine.node.disk_file(1);
+    let kept = vanished.with_extension("kept");
+    machine.node.power_cut()?;
+    std::fs::rename(&vanished, &kept)?;
+    machine.node.boot()?;
+    machine.driver.forget();
+    machine.driver.start()?;
+    let csi = machine.driver.csi()?;
+    for (v, written) in volumes.iter_mut() {
+        v.csi = csi.clone();
+        v.attach().with_context(|| format!("{} without a disk", v.id))?;
+        ensure!(sum(machine, &v.file("data"), 6)? == *written, "{}: other data", v.id);
+        // What the VG's metadata has to be written for waits for the disk.
+        ensure!(code(v.delete())? != Code::Ok, "{} was deleted", v.id);
+    }
+    let waited = Instant::now();
+    // Two of the volumes have a leg on every disk or on the first two.
+    while failed_legs(machine)? < 2.0 {
+        ensure!(
+            waited.elapsed() < Duration::from_secs(60),
+            "the metrics tell of {} lost legs: {}",
+            failed_legs(machine)?,
+            machine.sh("dmsetup status --target raid; lvs -a -o+devices vg0")?
+        );
+        sleep(Duration::from_secs(1));
+    }
+    ensure!(lvs(machine)?.iter().any(|name| name == "pvc-r1"), "pvc-r1 is gone");
+    a_disk_is_replaced(machine, volumes)
+}
+
+/// As docs/operations.md says it, with the volumes in use.
+fn a_disk_is_replaced(machine: &Machine, volumes: &[(Vol, String)]) -> Result<()> {
+    machine.sh(
+        "set -e; new=/dev/disk/by-id/lab-disk1
+         pvcreate -qq $new && vgextend -qq vg0 $new
+         for lv in $(lvs --noheadings -o lv_name -S 'lv_health_status=partial||lv_health_status=\"refresh needed\"' vg0); do
+           lvconvert --yes --repair vg0/$lv
+         done
+         vgreduce --removemissing vg0",
+    )?;
+    let start = Instant::now();
+    while failed_legs(machine)? > 0.0 {
+        ensure!(start.elapsed() < Duration::from_secs(60), "legs are still lost");
+        sleep(Duration::from_secs(1));
+    }
+    let csi = machine.driver.csi()?;
+    for (v, written) in volumes {
+        ensure!(sum(machine, &v.file("data"), 6)? == *written, "{}: other data", v.id);
+        legs_are_apart(machine, v.lv())?;
+        v.detach()?;
+        v.delete()?;
+    }
+    let v = Vol::create(&csi, filesystem(RAID1), "pvc-after", 24 * MIB)?;
+    v.delete()?;
+    Ok(())
+}
+
+fn failed_legs(machine: &Machine) -> Result<f64> {
+    let metrics = machine.driver.metrics()?;
+    let lines = metrics.lines().filter(|it| it.starts_with("cinderblock_raid_legs_failed{"));
+    Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}
+
+/// Fails unless a device reads as zeros from there on.
+fn zeros(machine: &Machine, v: &Vol, from: u64) -> Result<()> {
+    let device = v.pod.display();
+    let rest = machine.sh(&format!(
+        "dd if={device} bs=1M skip={} 2>/dev/null | tr -d '\\0' | head -c 64 | wc -c",
+        from / MIB
+    ))?;
+    ensure!(rest.trim() == "0", "{} shows what its disks held before", v.id);
+    Ok(())
+}
