@@ -1,6 +1,7 @@
 //! Volumes as users meet them: made ready and mounted once on the node (stage), given to pods
 //! (publish), measured and grown. Nothing here waits for a VG's queue unless LVM has to be run, and
-//! LVM is run at most once in a volume's life: to drop the tag of a new one.
+//! LVM is run to drop the tag of a new volume, and to activate one that the host has not: after a
+//! reboot.
 //!
 //! What is mounted is asked of the kernel each time; nothing is remembered, so that a restart
 //! changes nothing. Unmounting needs neither LVM nor the volume.

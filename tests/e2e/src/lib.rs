@@ -1,4 +1,4 @@
-//! The lab: cluster nodes as User-Mode-Linux virtual machines on a plain Linux machine, and a throwaway Kubernetes on them. No storage driver lives here.
+//! The lab: cluster nodes as User-Mode-Linux virtual machines on a plain Linux machine, a throwaway Kubernetes on them, and what starts the driver there and talks to it.
 //!
 //! A [`Lab`] is a directory, a network namespace and some [`Node`]s. Each node sees the host's
 //! files through an overlay, has disks of its own, and runs programs for the host ([`Exec`]).

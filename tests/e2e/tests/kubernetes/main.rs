@@ -22,6 +22,7 @@ mod snapshots;
 mod support;
 mod uninstall;
 mod volumes;
+mod wiping;
 mod workloads;
 mod world;
 
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     tests.add("expansion::while_in_use", expansion::while_in_use);
     tests.add("expansion::too_large_and_lowered_again", expansion::too_large_and_lowered_again);
     tests.add("raid::a_mirror_on_two_disks", raid::a_mirror_on_two_disks);
+    tests.add("wiping::a_deleted_claim_is_wiped", wiping::a_deleted_claim_is_wiped);
     tests.add("snapshots::of_a_mounted_volume", snapshots::of_a_mounted_volume);
     tests.add("snapshots::of_a_block_volume", snapshots::of_a_block_volume);
     tests.add("snapshots::any_order_of_deletion", snapshots::any_order_of_deletion);
