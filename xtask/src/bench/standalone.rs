@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cinderblock_lab::Lab;
@@ -21,6 +22,12 @@ const VG: &str = "bench";
 const ACCESS: Access = Access::Filesystem("ext4");
 const THIN: Class = Class { backend: BACKEND, provisioning: "thin", access: ACCESS, more: &[] };
 const THICK: Class = Class { backend: BACKEND, provisioning: "thick", access: ACCESS, more: &[] };
+const RAID1: Class = Class { more: &[("layout", "raid1")], ..THICK };
+const WIPED: Class = Class { more: &[("wipe", "zero")], ..THICK };
+/// The thin pool leaves room on both disks, as RAID needs it.
+const POOL: &str = "thinPool: { name: pool0, size: 25%, overprovision: 8 }";
+/// How long a small volume may take to be wiped.
+const WIPED_WITHIN: Duration = Duration::from_mins(1);
 
 /// How often everything is done.
 const ROUNDS: usize = 7;
@@ -45,8 +52,8 @@ struct Bench {
 /// Measures, and adds `lvm_processes` and `latency_ms`.
 pub(super) fn measure(figures: &mut Map<String, Value>) -> Result<()> {
     let program = program(Profile::Release)?;
-    let config = backend(BACKEND, VG, 1, "thinPool: { name: pool0, size: 50%, overprovision: 4 }");
-    let machine = Machine::boot(Lab::new("bench-standalone")?, &[DISK], &program, &config)?;
+    let config = backend(BACKEND, VG, 2, POOL);
+    let machine = Machine::boot(Lab::new("bench-standalone")?, &[DISK, DISK], &program, &config)?;
     machine.start(BACKEND)?;
     let (csi, count) = (machine.driver.csi()?, LvmCount::start(&machine.node)?);
     let mut bench = Bench { machine, csi, count, costs: BTreeMap::new() };
@@ -141,9 +148,42 @@ impl Bench {
         for volume in [&thin, &thick, &restored] {
             self.cost("delete", |csi| Ok(csi.delete(volume)?))?;
         }
+        self.layouts(round)?;
+        self.wiping(round)?;
         self.by_hand()?;
         // It stays, so that the group fills.
         ensure!(!clone.is_empty(), "the clone has no handle");
+        Ok(())
+    }
+
+    fn layouts(&mut self, round: usize) -> Result<()> {
+        let mirror = self.create("create_raid1", &RAID1, &format!("mirror{round}"), None)?;
+        self.cost("expand_raid1", |csi| Ok(csi.expand(&mirror, GIB + 512 * MIB)?))?;
+        self.cost("delete_raid1", |csi| Ok(csi.delete(&mirror)?))
+    }
+
+    /// The call that deletes a volume which is to be wiped, and what follows it in the background.
+    fn wiping(&mut self, round: usize) -> Result<()> {
+        let staging = Path::new(FOLDER).join(format!("staging/wiped{round}"));
+        self.machine.sh(&format!("mkdir -p {}", staging.display()))?;
+        let request = WIPED.request(&format!("wiped{round}"), 64 * MIB);
+        let volume = self.csi.create(&request)?.volume_id;
+        self.csi.stage(&volume, ACCESS, &staging)?;
+        self.csi.unstage(&volume, &staging)?;
+        self.cost("delete_wiping", |csi| Ok(csi.delete(&volume)?))?;
+        let driver = &self.machine.driver;
+        let start = Instant::now();
+        let (wiped, processes) = self.count.lvm_during(|| {
+            while driver.metric("cinderblock_trash_volumes")? != Some(0.0) {
+                ensure!(start.elapsed() < WIPED_WITHIN, "not wiped after {WIPED_WITHIN:?}");
+                sleep(Duration::from_millis(200));
+            }
+            anyhow::Ok(())
+        })?;
+        wiped?;
+        let cost = self.costs.entry("wiping_afterwards").or_default();
+        cost.times.add(start.elapsed());
+        cost.processes.push(processes);
         Ok(())
     }
 
@@ -162,7 +202,7 @@ impl Bench {
             let said = self.machine.sh(&script)?;
             let nanoseconds = said.trim().parse().with_context(|| format!("{name}: {said}"))?;
             let cost = self.costs.entry(name).or_default();
-            cost.times.add(std::time::Duration::from_nanos(nanoseconds));
+            cost.times.add(Duration::from_nanos(nanoseconds));
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ mod full;
 mod group;
 mod growth;
 mod killed;
+mod losses;
 mod missing;
 mod power;
 mod processes;
