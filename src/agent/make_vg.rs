@@ -35,25 +35,33 @@ enum Found {
     HalfMade(PathBuf),
 }
 
+impl Found {
+    fn node(&self) -> &Path {
+        match self {
+            Self::Blank(node) | Self::HalfMade(node) => node,
+        }
+    }
+}
+
 impl<H: Host> Agent<H> {
     /// Makes the VG.
     pub(super) async fn make_vg(&self, backend: &Backend) -> Result<()> {
         // All disks are looked at before any is touched.
-        let mut found = Vec::new();
+        let mut found: Vec<(&PathBuf, Found)> = Vec::new();
         for path in &backend.create_from {
-            found.push((path, self.look_at_disk(backend, path).await?));
+            let disk = self.look_at_disk(backend, path).await?;
+            if found.iter().any(|(_, other)| other.node() == disk.node()) {
+                return Err(Error::failed_precondition(format!(
+                    "devices: {} is {}, which is listed by another name already; nothing was touched",
+                    path.display(),
+                    disk.node().display()
+                )));
+            }
+            found.push((path, disk));
         }
         let mut nodes = Vec::new();
         for (path, found) in found {
-            let node = self.make_pv(backend, path, found).await?;
-            if nodes.contains(&node) {
-                return Err(Error::failed_precondition(format!(
-                    "devices: {} is {}, which is listed by another name already",
-                    path.display(),
-                    node.display()
-                )));
-            }
-            nodes.push(node);
+            nodes.push(self.make_pv(backend, path, found).await?);
         }
         self.remove_dead_links(backend).await?;
         tracing::info!(backend = %backend.name, vg = %backend.volume_group, disks = nodes.len(), "making the volume group");

@@ -82,7 +82,8 @@ pub struct Mounted {
 }
 
 impl World {
-    /// Blank disks of these sizes, as /dev/sda, /dev/sdb, ... and /dev/disk/by-id/disk0, ...
+    /// Blank disks of these sizes, as /dev/sda, /dev/sdb, ... and /dev/disk/by-id/disk0, ..., each
+    /// under /dev/disk/by-path too.
     #[must_use]
     pub fn with_disks(sizes: &[Bytes]) -> Self {
         let mut world = Self::default();
@@ -122,7 +123,11 @@ impl World {
 
     /// The node of a disk by any of its names.
     pub(super) fn disk_node(&self, path: &Path) -> Option<PathBuf> {
-        let found = self.disks.iter().find(|(node, disk)| *node == path || disk.link == path);
+        let by_path = |link: &Path| {
+            path.strip_prefix("/dev/disk/by-path").ok() == link.file_name().map(Path::new)
+        };
+        let is = |node: &Path, link: &Path| node == path || link == path || by_path(link);
+        let found = self.disks.iter().find(|(node, disk)| is(node, &disk.link));
         found.map(|(node, _)| node.clone())
     }
 

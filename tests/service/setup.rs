@@ -58,6 +58,15 @@ async fn a_disk_that_is_not_blank_is_refused_and_nothing_is_touched() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_disk_that_is_listed_by_two_names_is_told_and_nothing_is_touched() {
+    let config = CONFIG.replace("by-id/disk1", "by-path/disk0");
+    let node = Node::start(&blank(), &config);
+    let why = node.trouble().await;
+    assert!(why.contains("/dev/disk/by-path/disk0 is /dev/sda, which is listed"), "{why}");
+    assert_eq!(node.host.effects(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_vg_that_is_missing_says_so_until_it_is_there() {
     let host = blank();
     let node = Node::start(&host, "backends: [{name: fast, volumeGroup: vg0, reserve: 0%}]");
