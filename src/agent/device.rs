@@ -14,8 +14,9 @@ use crate::host::dm::DmDevice;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::{Host, PathKind};
 use crate::lvm::command::Change;
-use crate::lvm::state::{Lv, VgState};
+use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::names::{LvName, dm_name};
+use crate::plan::unfinished_raid;
 
 /// How long the kernel may take to say what it knows.
 pub(super) const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,6 +61,9 @@ impl<H: Host> Agent<H> {
             _ => turn.refresh().await?,
         };
         let found = own_lv(&state, lv)?;
+        if let LvLayout::UnfinishedRaid(_) = found.layout {
+            return Err(unfinished_raid(&state, found));
+        }
         if state.is_partial() && !survives(&state, found) {
             return Err(partial(&state));
         }

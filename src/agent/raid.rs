@@ -89,10 +89,13 @@ fn tell(volume: &Handle, before: Option<&RaidStatus>, now: &RaidStatus) {
 /// the others have all of its data.
 pub(super) fn survives(state: &VgState, lv: &Lv) -> bool {
     let LvLayout::Raid(layout @ ThickLayout::Raid { .. }) = &lv.layout else { return false };
-    let here =
-        |leg: &Vec<_>| leg.iter().all(|pv| state.pvs.get(pv).is_some_and(|pv| pv.device.is_some()));
-    let lost = lv.legs.iter().filter(|leg| !here(leg)).count();
-    u32::try_from(lost).is_ok_and(|lost| lost <= layout.spare_legs())
+    // A leg that lies on no disk is lost as well, and so is one that is not known.
+    let here = |leg: &&Vec<_>| {
+        !leg.is_empty()
+            && leg.iter().all(|pv| state.pvs.get(pv).is_some_and(|pv| pv.device.is_some()))
+    };
+    let found = u32::try_from(lv.legs.iter().filter(here).count()).unwrap_or_default();
+    layout.legs().saturating_sub(found) <= layout.spare_legs()
 }
 
 #[cfg(test)]
@@ -115,6 +118,9 @@ mod tests {
             let lv = state.lvs.get_mut(&lv_name("pvc-1")).unwrap();
             lv.legs = (0..legs).map(|n| vec![pv(n)]).collect();
             let lv = lv.clone();
+            for unknown in [vec![], vec![vec![]; lv.legs.len()]] {
+                assert!(!survives(&state, &Lv { legs: unknown, ..lv.clone() }), "{level:?}");
+            }
             let mut lose = |n| state.pvs.get_mut(&pv(n)).unwrap().device = None;
             // One that it has no leg on.
             lose(5);

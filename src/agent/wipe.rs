@@ -141,7 +141,8 @@ impl<H: Host> Agent<H> {
     async fn wipe(&self, vg: &Vg, uuid: &LvmUuid) -> Result<()> {
         let lv = LvName::trash(uuid);
         let _guard = self.0.guards.lv(&vg.uuid, &lv)?;
-        let state = vg.state();
+        // Without a disk of its VG it could not be removed afterwards, and would be cleared again and again.
+        let state = self.0.store.turn(vg).await?.refresh().await?;
         let found = own_lv(&state, &lv)?;
         self.must_be_idle(&state, &lv).await?;
         if !found.writable {

@@ -36,13 +36,6 @@ impl RaidStatus {
             action: words.next().unwrap_or_default().to_owned(),
         })
     }
-
-    /// The part that is in step, in percent, rounded down.
-    #[must_use]
-    pub fn percent(&self) -> u64 {
-        let (done, all) = self.in_step;
-        done.saturating_mul(100).checked_div(all).unwrap_or(100).min(100)
-    }
 }
 
 #[cfg(test)]
@@ -52,9 +45,9 @@ mod tests {
     #[test]
     fn status_lines() {
         let status = RaidStatus::parse("raid1 2 AA 24576/24576 idle 0 0 -").unwrap();
-        assert_eq!((status.legs, status.failed, status.behind, status.percent()), (2, 0, 0, 100));
+        assert_eq!((status.legs, status.failed, status.behind), (2, 0, 0));
         let status = RaidStatus::parse("raid5_ls 3 aaa 4096/16384 resync 0 0 -").unwrap();
-        assert_eq!((status.failed, status.behind, status.percent()), (0, 3, 25));
+        assert_eq!((status.failed, status.behind, status.in_step), (0, 3, (4096, 16384)));
         assert_eq!(status.action, "resync");
         let status = RaidStatus::parse("raid6_zr 5 A-DAA 16384/16384 idle 0 0 -").unwrap();
         assert_eq!((status.legs, status.failed), (5, 2));

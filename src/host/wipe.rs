@@ -39,7 +39,8 @@ pub fn clear(device: &Path, how: Wipe, offset: u64, len: u64) -> io::Result<()> 
 }
 
 fn alone(device: &Path) -> io::Result<File> {
-    let flags = i32::try_from((OFlags::EXCL | OFlags::NOCTTY).bits()).unwrap_or_default();
+    let flags = (OFlags::EXCL | OFlags::NOCTTY).bits();
+    let flags = i32::try_from(flags).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
     let file = OpenOptions::new().write(true).custom_flags(flags).open(device)?;
     if !file.metadata()?.file_type().is_block_device() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a block device"));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::layout::ThickLayout;
-use super::tag::{Kind, Tags};
+use super::tag::{Kind, Pending, Tags};
 use crate::names::{CsiName, Handle, LvName, LvmUuid, VgName};
 use crate::units::{Bytes, ExtentSize, Extents};
 
@@ -93,8 +93,9 @@ pub enum LvLayout {
     },
     /// RAID; always a [`ThickLayout::Raid`].
     Raid(ThickLayout),
-    /// RAID that was cut while it was made: its legs' metadata is not cleared, and it must not be
-    /// activated. By LVM's name of the segment type.
+    /// RAID whose legs LVM is making or replacing, or was cut at that: the metadata of some is not
+    /// cleared, and it must not be activated. That it holds nothing is for `cb.fresh` to prove. By
+    /// LVM's name of the segment type.
     UnfinishedRaid(String),
     /// A pool for thin LVs.
     ThinPool {
@@ -230,7 +231,9 @@ impl Lv {
     /// Whether making it is not finished: it was to be born larger than it is, or was cut.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
-        matches!(self.layout, LvLayout::UnfinishedRaid(_))
+        // A volume in use may look so while somebody replaces a disk of it: it is there all the same.
+        let cut = matches!(self.layout, LvLayout::UnfinishedRaid(_));
+        cut && self.tags.pending == Some(Pending::Fresh)
             || self.tags.born_bytes.is_some_and(|born| self.size < born)
     }
 }

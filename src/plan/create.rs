@@ -1,6 +1,6 @@
 //! Making a volume: blank, from a snapshot or from a volume.
 
-use super::{Plan, PoolRules, Rules, own};
+use super::{Plan, PoolRules, Rules, own, unfinished_raid};
 use crate::domain::{CapacityRange, ContentSource, CreateVolume, Provisioning};
 use crate::error::{Error, Result};
 use crate::lvm::command::{Change, Range};
@@ -138,8 +138,11 @@ fn resume(
     if let Some(usage) = found.tags.usage.filter(|usage| *usage != request.usage) {
         return Err(differs(format!("it is for {usage}, not for {}", request.usage)));
     }
-    if matches!(found.layout, LvLayout::UnfinishedRaid(_)) {
-        // Never active, so nobody has written to it.
+    if let LvLayout::UnfinishedRaid(_) = found.layout {
+        if found.tags.pending != Some(Pending::Fresh) {
+            return Err(unfinished_raid(vg, found));
+        }
+        // Never given to anybody: nothing is in it.
         let remove = Change::Remove { lv: found.name.clone(), uuid: found.uuid.clone() };
         return Ok(Plan::Rest(vec![remove]));
     }
@@ -460,6 +463,13 @@ mod tests {
         let unfinished = LvLayout::UnfinishedRaid("raid1".to_owned());
         add(&mut vg, "pvc-1", Bytes::gib(1), unfinished, &tags);
         assert!(matches!(only(plan(&vg, &rules, &ask)), Change::Remove { .. }));
+        // Somebody replaces a leg of one that is in use: nothing is removed.
+        let used: Vec<&str> = tags.iter().copied().filter(|tag| *tag != "cb.fresh").collect();
+        let unfinished = LvLayout::UnfinishedRaid("raid1".to_owned());
+        add(&mut vg, "pvc-1", Bytes::gib(1), unfinished, &used);
+        assert!(!vg.lvs[&lv_name("pvc-1")].is_unfinished(), "it would not be listed");
+        let error = plan(&vg, &rules, &ask).unwrap_err();
+        assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("vg0/pvc-1"));
         add(&mut vg, "pvc-1", Bytes::gib(1), LvLayout::Raid(ask.class.layout), &tags);
         assert_eq!(plan(&vg, &rules, &ask).unwrap(), Plan::Done);
         ask.class.layout = ThickLayout::Raid { level, legs: 3, stripe_size };

@@ -89,6 +89,14 @@ fn own<'a>(
     }
 }
 
+/// That a RAID volume with data cannot be used now.
+pub(crate) fn unfinished_raid(vg: &VgState, lv: &Lv) -> Error {
+    Error::unavailable(format!(
+        "the legs of RAID volume {0}/{1} are being changed, or a change of them was cut: look at lvs -a {0}, and repeat the lvconvert that was begun",
+        vg.name, lv.name
+    ))
+}
+
 #[cfg(test)]
 pub(crate) mod fixture {
     //! A VG to plan on.
