@@ -25,7 +25,7 @@ pub struct Config {
 /// How fast deleted volumes are zeroed when nobody says: half of what a rotating disk takes.
 pub const WIPE_RATE_DEFAULT: Bytes = Bytes::mib(100);
 /// Slower than this, a volume of a terabyte takes weeks.
-const WIPE_RATE_MIN: Bytes = Bytes::mib(1);
+const RATE_MIN: Bytes = Bytes::mib(1);
 
 /// A named place to put volumes: on each node that has it, one VG and at most one thin pool in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Backend {
     pub reserve: Share,
     /// How much of deleted volumes is zeroed in a second.
     pub wipe_rate: Bytes,
+    /// How much of one volume is copied in a second. `None`: as much as the disks do.
+    pub copy_rate: Option<Bytes>,
     /// Labels that a node must have. Empty: every node.
     pub node_selector: BTreeMap<String, String>,
 }
@@ -197,6 +199,7 @@ struct RawBackend {
     thin_pool: Option<RawPool>,
     reserve: Option<Scalar>,
     wipe_rate: Option<Scalar>,
+    copy_rate: Option<Scalar>,
     #[serde(default)]
     nodes: BTreeMap<String, String>,
 }
@@ -266,13 +269,8 @@ impl RawBackend {
             Some(Scalar(text)) => Share::parse(&text).map_err(|e| format!("reserve {e}"))?,
             None => Share::Percent(5),
         };
-        let wipe_rate = match self.wipe_rate {
-            Some(Scalar(text)) => parse_quantity(&text)
-                .ok()
-                .filter(|rate| *rate >= WIPE_RATE_MIN)
-                .ok_or_else(|| format!("wipeRate {text:?} is not a size from 1Mi, as in 100Mi"))?,
-            None => WIPE_RATE_DEFAULT,
-        };
+        let wipe_rate = rate("wipeRate", self.wipe_rate)?.unwrap_or(WIPE_RATE_DEFAULT);
+        let copy_rate = rate("copyRate", self.copy_rate)?;
         Ok(Backend {
             name,
             volume_group,
@@ -280,9 +278,18 @@ impl RawBackend {
             thin_pool: self.thin_pool.map(RawPool::check).transpose()?,
             reserve,
             wipe_rate,
+            copy_rate,
             node_selector: self.nodes,
         })
     }
+}
+
+/// Bytes a second.
+fn rate(key: &str, value: Option<Scalar>) -> Result<Option<Bytes>, String> {
+    let Some(Scalar(text)) = value else { return Ok(None) };
+    let rate = parse_quantity(&text).ok().filter(|rate| *rate >= RATE_MIN);
+    let wrong = || format!("{key} {text:?} is not a size from 1Mi, as in 100Mi");
+    rate.map(Some).ok_or_else(wrong)
 }
 
 /// A name like /dev/sdb is given to another disk at the next boot.
@@ -373,6 +380,7 @@ backends:
     volumeGroup: hdd
     reserve: 10Gi
     wipeRate: 20Mi
+    copyRate: 50Mi
 ";
 
     #[test]
@@ -389,6 +397,7 @@ backends:
         let slow = config.backend(Some(&name("slow"))).unwrap();
         assert_eq!(slow.reserve.of(Bytes::gib(100)), Bytes::gib(10));
         assert_eq!((first.wipe_rate, slow.wipe_rate), (Bytes::mib(100), Bytes::mib(20)));
+        assert_eq!((first.copy_rate, slow.copy_rate), (None, Some(Bytes::mib(50))));
         assert!(slow.selects(&BTreeMap::new()) && slow.thin_pool.is_none());
         let error = config.backend(Some(&name("fast"))).unwrap_err().to_string();
         assert_eq!(
@@ -426,6 +435,7 @@ backends:
             ("volumeGroup: vg0, reserve: 101%", "reserve"),
             ("volumeGroup: vg0, reserve: some", "reserve"),
             ("volumeGroup: vg0, wipeRate: 0", "wipeRate"),
+            ("volumeGroup: vg0, copyRate: fast", "copyRate"),
             ("volumeGroup: vg0, thinPool: {overprovision: 0.5}", "overprovision"),
             ("volumeGroup: vg0, thinPool: {size: 0}", "thinPool.size"),
             ("volumeGroup: vg0, thinPool: {name: snapshot1}", "thinPool.name"),

@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
 
 use crate::domain::{BackendState, Inventory};
+use crate::host::cow_status::CowStatus;
 use crate::host::raid_status::RaidStatus;
 use crate::names::Handle;
 
@@ -128,6 +129,11 @@ impl Metrics {
     /// Shows how RAID volumes are.
     pub fn show_raid(&self, volumes: watch::Receiver<Arc<BTreeMap<Handle, RaidStatus>>>) {
         self.lock().register_collector(Box::new(Raid(volumes)));
+    }
+
+    /// Shows how full thick snapshots are.
+    pub fn show_thick_snapshots(&self, all: watch::Receiver<Arc<BTreeMap<Handle, CowStatus>>>) {
+        self.lock().register_collector(Box::new(ThickSnapshots(all)));
     }
 
     /// Shows one number that is read when it is asked for.
@@ -309,6 +315,37 @@ impl Collector for Raid {
                 };
                 ConstGauge::new(read(status)).encode(metric.encode_family(&labels)?)?;
             }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct SnapshotLabels {
+    volume_group_uuid: String,
+    snapshot: String,
+}
+
+#[derive(Debug)]
+struct ThickSnapshots(watch::Receiver<Arc<BTreeMap<Handle, CowStatus>>>);
+
+impl Collector for ThickSnapshots {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let snapshots = Arc::clone(&self.0.borrow());
+        let gauge = ConstGauge::<f64>::new(0.0);
+        let mut metric = encoder.encode_descriptor(
+            "cinderblock_thick_snapshot_used_ratio",
+            "Part of the thick snapshot's room that is in use; 1 when it is lost",
+            None,
+            gauge.metric_type(),
+        )?;
+        for (snapshot, status) in snapshots.iter() {
+            let labels = SnapshotLabels {
+                volume_group_uuid: snapshot.vg.to_string(),
+                snapshot: snapshot.lv.to_string(),
+            };
+            let ratio = f64::from(status.used_bp()) / 10_000.0;
+            ConstGauge::new(ratio).encode(metric.encode_family(&labels)?)?;
         }
         Ok(())
     }

@@ -28,6 +28,8 @@ const RESERVED_PARTS: [&str; 17] = [
 const OWN_PREFIXES: [&str; 3] = ["snap-", "cb-", "lvol"];
 /// What is behind a volume's name in that of the LV with the extents that it is about to get.
 const GROWTH_SUFFIX: &str = ".growth";
+/// What is behind a volume's name in that of the LV that it is being copied from.
+const IMAGE_SUFFIX: &str = ".image";
 /// What a deleted volume's name begins with while it is being cleared. No hash of ours does.
 const TRASH_PREFIX: &str = "cb-trash-";
 /// The namespace of every derived UUID (random, chosen once).
@@ -151,7 +153,7 @@ impl LvName {
         let text = name.as_str();
         let free = text.len() <= LV_NAME_MAX
             && !OWN_PREFIXES.iter().any(|p| text.starts_with(p))
-            && !text.ends_with(GROWTH_SUFFIX);
+            && ![GROWTH_SUFFIX, IMAGE_SUFFIX].iter().any(|s| text.ends_with(s));
         match Self::parse_new(text) {
             Ok(lv) if free => lv,
             _ => Self::hashed("volume", text),
@@ -174,6 +176,12 @@ impl LvName {
     #[must_use]
     pub fn growth(&self) -> Self {
         Self(format!("{}{GROWTH_SUFFIX}", self.0))
+    }
+
+    /// The LV that holds what a volume's source held at one instant, while it is copied.
+    #[must_use]
+    pub fn image(&self) -> Self {
+        Self(format!("{}{IMAGE_SUFFIX}", self.0))
     }
 
     /// The name that a deleted volume or snapshot has until it is cleared. Made from the LV's
@@ -393,6 +401,7 @@ mod tests {
         assert_eq!(LvName::for_volume(&csi("web+data_1.2")).as_str(), "web+data_1.2");
         for odd in [
             "x.growth",
+            "x.image",
             "snapshot-1",
             "snap-1",
             "cb-1",

@@ -176,6 +176,12 @@ impl<H: Host> Agent<H> {
         backend.map_or(WIPE_RATE_DEFAULT, |b| b.wipe_rate)
     }
 
+    /// How much may be copied in a VG in a second, for one volume. `None`: as much as the disks do.
+    pub(super) fn copy_rate(&self, state: &VgState) -> Option<Bytes> {
+        let backends = self.backends();
+        backends.iter().find(|b| b.volume_group == state.name).and_then(|b| b.copy_rate)
+    }
+
     /// The backends whose VG is there, each with it.
     pub(super) fn backends_with_vg(&self) -> Vec<(Backend, Arc<Vg>)> {
         let found = |backend: Backend| match self.find(&backend) {
@@ -239,7 +245,7 @@ fn pool_is_usable(state: &VgState, pool: &ThinPool) -> Result<()> {
     let reserve = Bytes::ZERO;
     match plan::pool::plan(state, pool, reserve)? {
         Plan::Done => Ok(()),
-        Plan::Steps(_) | Plan::Rest(_) | Plan::Zero(_) => {
+        Plan::Steps(_) | Plan::Rest(_) | Plan::Zero(_) | Plan::Copy(_) => {
             let is_pool = matches!(
                 state.lvs.get(&pool.name).map(|lv| &lv.layout),
                 Some(LvLayout::ThinPool { .. })

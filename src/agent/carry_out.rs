@@ -36,7 +36,7 @@ impl<H: Host> Agent<H> {
             let state = turn.refresh().await.map_err(|e| in_doubt(e, progress))?;
             let rules = self.rules(&state).await.map_err(|e| in_doubt(e, progress))?;
             let steps = match plan(&state, &rules).map_err(|e| in_doubt(e, progress))? {
-                Plan::Done => return Ok(state),
+                Plan::Done | Plan::Copy(_) => return Ok(state),
                 Plan::Steps(steps) => steps,
                 Plan::Rest(steps) => {
                     progress = true;
@@ -78,7 +78,7 @@ impl<H: Host> Agent<H> {
         let rules = self.rules(&state).await?;
         match plan(&state, &rules)? {
             // It happened all the same.
-            Plan::Done => Ok(state),
+            Plan::Done | Plan::Copy(_) => Ok(state),
             Plan::Steps(left) if left == *steps => {
                 if let (Change::Remove { lv, .. }, ErrorKind::Host) = (step, error.kind()) {
                     self.must_be_idle(&state, lv).await?;

@@ -90,7 +90,8 @@ impl<H: Host> Agent<H> {
             for lv in state.lvs.values() {
                 if let Some(volume) = volume_of(&state, lv).filter(|_| !lv.is_unfinished()) {
                     inventory.volumes.insert(volume.handle.clone(), Arc::new(volume));
-                } else if let Some(snapshot) = snapshot_of(&state, lv) {
+                } else if let Some(mut snapshot) = snapshot_of(&state, lv) {
+                    snapshot.ready = !self.0.cows.is_lost(&lv.uuid);
                     inventory.snapshots.insert(snapshot.handle.clone(), Arc::new(snapshot));
                 }
             }
@@ -144,7 +145,7 @@ pub(super) fn volume_of(state: &VgState, lv: &Lv) -> Option<Volume> {
 
 /// The record of an LV that is a snapshot of ours.
 pub(super) fn snapshot_of(state: &VgState, lv: &Lv) -> Option<Snapshot> {
-    if !lv.is_snapshot() {
+    if !lv.is_snapshot() || lv.is_unfinished() {
         return None;
     }
     Some(Snapshot {
@@ -153,5 +154,6 @@ pub(super) fn snapshot_of(state: &VgState, lv: &Lv) -> Option<Snapshot> {
         source: state.handle(lv.tags.source.as_ref()?.lv()),
         size: lv.size,
         created_unix: lv.created_unix,
+        ready: true,
     })
 }

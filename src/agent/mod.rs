@@ -8,6 +8,8 @@
 mod backends;
 mod blocking;
 mod carry_out;
+mod copy;
+mod cow;
 mod device;
 mod disks;
 mod guards;
@@ -34,6 +36,8 @@ use crate::host::Host;
 use guards::Guards;
 use store::Store;
 
+pub use copy::CopyTotals;
+pub use cow::ThickSnapshots;
 pub use node::{Publish, Stage, Statistics};
 pub use raid::RaidVolumes;
 
@@ -51,6 +55,8 @@ struct Inner<H> {
     /// What is known of each backend beside its VG.
     setup: backends::Setup,
     wiping: wipe::Wiping,
+    copies: copy::Copies,
+    cows: cow::Cows,
     inventory: watch::Sender<Arc<Inventory>>,
     /// How the RAID volumes were when last looked at.
     raid: watch::Sender<Arc<RaidVolumes>>,
@@ -82,6 +88,8 @@ impl<H: Host> Agent<H> {
             labels,
             setup: backends::Setup::default(),
             wiping: wipe::Wiping::default(),
+            copies: copy::Copies::default(),
+            cows: cow::Cows::default(),
             inventory: watch::Sender::new(Arc::new(Inventory::default())),
             raid: watch::Sender::new(Arc::default()),
             tasks: TaskTracker::new(),
@@ -89,12 +97,13 @@ impl<H: Host> Agent<H> {
         }))
     }
 
-    /// Looks at the disks, sets up the backends, keeps the inventory true and wipes what was deleted
-    /// until `stop`.
+    /// Looks at the disks, sets up the backends, keeps the inventory true, copies what is to be copied
+    /// and wipes what was deleted until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         // Apart: a disk that hangs must not keep the pools on other disks from growing.
         let (inventory, pools) = (Box::pin(self.keep_inventory()), Box::pin(self.keep_pools()));
-        let work = async { tokio::join!(inventory, pools, self.keep_wiping()) };
+        let more = async { tokio::join!(self.keep_thick_snapshots(), self.keep_copying()) };
+        let work = async { tokio::join!(inventory, pools, self.keep_wiping(), more) };
         stop.run_until_cancelled(work).await;
     }
 

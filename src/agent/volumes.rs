@@ -7,9 +7,10 @@ use super::Agent;
 use super::inventory::{snapshot_of, volume_of};
 use super::store::Vg;
 use crate::domain::{
-    Answer, CapacityRange, CreateSnapshot, CreateVolume, Snapshot, Told, Volume, VolumeAgent,
+    Answer, CapacityRange, ContentSource, CreateSnapshot, CreateVolume, Snapshot, Told, Volume,
+    VolumeAgent,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::Kind;
@@ -49,13 +50,33 @@ impl<H: Host> Agent<H> {
         self.known()?;
         let vg = self.vg_of_backend(request.class.backend.as_ref())?;
         let lv = LvName::for_volume(&request.name);
-        let _guard = self.0.guards.lv(&vg.uuid, &lv)?;
+        loop {
+            let (state, pending) = match self.make(&vg, &lv, &request).await {
+                Ok(state) => (state, None),
+                // It may be the copy that works on it.
+                Err(error) if error.kind() == ErrorKind::Pending => (vg.state(), Some(error)),
+                Err(error) => return Err(error),
+            };
+            let copying = state.lvs.get(&lv).filter(|lv| self.is_being_copied(&state, lv));
+            let Some(copying) = copying else {
+                return pending.map_or_else(|| self.told(&state, &lv, volume_of), Err);
+            };
+            // Nothing is held meanwhile: it may take hours.
+            self.wait_for_copy(&vg, copying).await?;
+        }
+    }
+
+    async fn make(&self, vg: &Vg, lv: &LvName, request: &CreateVolume) -> Result<Arc<VgState>> {
+        let _guard = self.0.guards.lv(&vg.uuid, lv)?;
         // Its source must not be formatted, grown or removed meanwhile.
-        let source = request.source.as_ref().map(|s| s.handle().lv.clone()).filter(|s| *s != lv);
-        let _source = source.map(|source| self.0.guards.source(&vg.uuid, &source)).transpose()?;
-        let state =
-            self.carry_out(&vg, |state, rules| plan::create::plan(state, rules, &request)).await?;
-        self.told(&state, &lv, volume_of)
+        let source = request.source.as_ref().map(ContentSource::handle);
+        let source = source.filter(|source| source.lv != *lv);
+        let _source =
+            source.map(|source| self.0.guards.source(&vg.uuid, &source.lv)).transpose()?;
+        if let Some(source) = source.filter(|_| !vg.state().lvs.contains_key(lv)) {
+            self.must_not_be_lost(vg, source).await?;
+        }
+        self.carry_out(vg, |state, rules| plan::create::plan(state, rules, request)).await
     }
 
     async fn snapshot(&self, request: CreateSnapshot) -> Result<Told<Snapshot>> {
@@ -81,6 +102,10 @@ impl<H: Host> Agent<H> {
                         volume.lv, state.name
                     ))
                 })?;
+                if lv.is_unfinished() {
+                    let sentence = format!("volume {} is still being made", lv.name);
+                    return Err(Error::unavailable(sentence));
+                }
                 plan::expand::plan(state, rules, lv, &range)
             })
             .await?;
@@ -89,6 +114,9 @@ impl<H: Host> Agent<H> {
 
     async fn remove(&self, handle: Handle, kind: Kind) -> Result<Told<()>> {
         let (vg, _guard) = self.open(&handle)?;
+        if let Some(lv) = vg.state().lvs.get(&handle.lv) {
+            self.stop_copy(&lv.uuid).await;
+        }
         let state = vg.state();
         // LVM refuses to remove what is open, too; asked before, we can say who it is.
         if !matches!(plan::remove::plan(&state, &handle.lv, kind), Ok(Plan::Done) | Err(_)) {

@@ -75,7 +75,8 @@ struct Work {
 }
 
 impl<H: Host> Agent<H> {
-    /// Deleted volumes that are still to be cleared: how many, and how large.
+    /// Deleted volumes that are still there, to be cleared or for their thick snapshots: how many, and
+    /// how large.
     #[must_use]
     pub fn trash(&self) -> (u64, Bytes) {
         let mut count = 0_u64;
@@ -144,7 +145,15 @@ impl<H: Host> Agent<H> {
         // Without a disk of its VG it could not be removed afterwards, and would be cleared again and again.
         let state = self.0.store.turn(vg).await?.refresh().await?;
         let found = own_lv(&state, &lv)?;
+        if !may_go(&state, found) {
+            return Err(Error::unavailable(format!("{lv} has thick snapshots")));
+        }
         self.must_be_idle(&state, &lv).await?;
+        if found.tags.wipe.is_none() {
+            // It was kept for its snapshots, and nothing else.
+            self.carry_out(vg, |state, _| Ok(plan::remove::trash(state, uuid))).await?;
+            return Ok(());
+        }
         if !found.writable {
             self.make_writable(vg, &lv, uuid).await?;
         }
@@ -274,11 +283,20 @@ impl<H: Host> Agent<H> {
 }
 
 fn has_trash(state: &VgState) -> bool {
-    state.lvs.values().any(Lv::is_trash)
+    state.lvs.values().any(|lv| may_go(state, lv))
+}
+
+/// Whether it is trash that nothing depends on: a thick snapshot cannot be read without its origin.
+fn may_go(state: &VgState, lv: &Lv) -> bool {
+    lv.is_trash() && state.cow_snapshots(&lv.name).next().is_none()
 }
 
 fn next_trash(state: &VgState, but: &BTreeSet<LvmUuid>) -> Option<LvmUuid> {
-    state.lvs.values().find(|lv| lv.is_trash() && !but.contains(&lv.uuid)).map(|lv| lv.uuid.clone())
+    state
+        .lvs
+        .values()
+        .find(|lv| may_go(state, lv) && !but.contains(&lv.uuid))
+        .map(|lv| lv.uuid.clone())
 }
 
 /// The unit in which the pool of a thin LV gives blocks out.

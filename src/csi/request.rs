@@ -11,8 +11,8 @@ use csi::volume_content_source::Type as WireSource;
 
 use crate::agent::{Publish, Stage};
 use crate::domain::{
-    AccessMode, AccessType, Capability, CapacityRange, ContentSource, CreateSnapshot, CreateVolume,
-    Parameters, Topology, VolumeClass, claim,
+    AccessMode, AccessType, Capability, CapacityRange, ContentSource, CowSize, CreateSnapshot,
+    CreateVolume, Parameters, Topology, VolumeClass, claim,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::lvm::tag::{FsType, Usage};
@@ -253,13 +253,22 @@ pub fn create_volume(request: &csi::CreateVolumeRequest, topology_key: &str) -> 
 pub fn create_snapshot(request: &csi::CreateSnapshotRequest) -> Result<CreateSnapshot> {
     let name = CsiName::parse(&request.name).map_err(|e| Error::invalid(format!("name {e}")))?;
     let source = handle("source_volume_id", &request.source_volume_id)?;
-    let ours = |key: &&String| !key.starts_with("csi.storage.k8s.io/");
-    if let Some(key) = request.parameters.keys().find(ours) {
-        return Err(Error::invalid(format!(
-            "unknown parameter {key:?}: a VolumeSnapshotClass of this driver has no parameters"
-        )));
+    let ours = |(key, _): &(&String, &String)| !key.starts_with("csi.storage.k8s.io/");
+    let mut cow_size = CowSize::FULL;
+    for (key, value) in request.parameters.iter().filter(ours) {
+        if key != "cowSize" {
+            return Err(Error::invalid(format!(
+                "unknown parameter {key:?}: a VolumeSnapshotClass of this driver may have cowSize"
+            )));
+        }
+        let percent = value.strip_suffix('%').and_then(|n| n.parse().ok());
+        cow_size = percent.and_then(CowSize::percent).ok_or_else(|| {
+            Error::invalid(format!(
+                "parameter cowSize: {value:?} is not a percentage from 1% to 100%"
+            ))
+        })?;
     }
-    Ok(CreateSnapshot { name, source })
+    Ok(CreateSnapshot { name, source, cow_size })
 }
 
 /// The volume and its new size.

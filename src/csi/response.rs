@@ -40,7 +40,7 @@ pub(super) fn snapshot(snapshot: &Snapshot) -> csi::Snapshot {
         snapshot_id: snapshot.handle.to_string(),
         source_volume_id: snapshot.source.to_string(),
         creation_time: Some(prost_types::Timestamp { seconds: snapshot.created_unix, nanos: 0 }),
-        ready_to_use: true,
+        ready_to_use: snapshot.ready,
         group_snapshot_id: String::new(),
         accessible_topology: vec![],
     }

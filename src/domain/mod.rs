@@ -13,6 +13,6 @@ pub use class::{Provisioning, VolumeClass};
 pub use inventory::{BackendState, BackendStatus, Inventory};
 pub use port::{Answer, Told, VolumeAgent};
 pub use requests::{
-    AccessMode, AccessType, Capability, CapacityRange, ContentSource, CreateSnapshot, CreateVolume,
-    Parameters, Snapshot, Topology, Volume,
+    AccessMode, AccessType, Capability, CapacityRange, ContentSource, CowSize, CreateSnapshot,
+    CreateVolume, Parameters, Snapshot, Topology, Volume,
 };

@@ -105,6 +105,30 @@ pub struct CreateSnapshot {
     pub name: CsiName,
     /// Of which volume.
     pub source: Handle,
+    /// Room for what the volume overwrites, when the volume is thick.
+    pub cow_size: CowSize,
+}
+
+/// How much room a thick volume's snapshot gets at first for what the volume overwrites, in percent
+/// of what it can need at the most. With less than all, it grows when it fills up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CowSize(u8);
+
+impl CowSize {
+    /// All that it can ever need: it cannot run full.
+    pub const FULL: Self = Self(100);
+
+    /// `None` when it is not from 1 to 100.
+    #[must_use]
+    pub const fn percent(percent: u8) -> Option<Self> {
+        if percent >= 1 && percent <= 100 { Some(Self(percent)) } else { None }
+    }
+
+    /// In percent, from 1 to 100.
+    #[must_use]
+    pub const fn get(self) -> u8 {
+        self.0
+    }
 }
 
 /// A volume.
@@ -122,7 +146,7 @@ pub struct Volume {
     pub provisioning: Provisioning,
 }
 
-/// A snapshot. It is complete from the moment it is there.
+/// A snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// Its id.
@@ -135,6 +159,8 @@ pub struct Snapshot {
     pub size: Bytes,
     /// When it was taken, in seconds since 1970.
     pub created_unix: i64,
+    /// Whether it can be restored from. A thick snapshot whose room ran out is lost.
+    pub ready: bool,
 }
 
 /// Where a volume may be: nodes, in the CO's order.

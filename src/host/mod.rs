@@ -4,6 +4,8 @@
 //! [`Host`] is what the agent needs of it; [`Linux`] is the real one.
 
 pub mod block;
+pub mod copy;
+pub mod cow_status;
 pub mod dm;
 pub mod dm_status;
 pub mod filesystem;
@@ -23,6 +25,7 @@ use std::path::Path;
 use crate::lvm::tag::Wipe;
 use crate::units::Bytes;
 use block::Disk;
+use copy::Copied;
 use dm::DmDevice;
 use dm_status::DmStatus;
 use invocation::Invocation;
@@ -108,6 +111,13 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// When that is not so for the whole range; [`io::ErrorKind::Unsupported`] when the device
     /// takes no discard.
     fn clear_device(&self, device: &Path, how: Wipe, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Copies a range of one device to the same place of another, which nobody else has, and reads it
+    /// back. `offset` and `len` are multiples of 4096.
+    ///
+    /// # Errors
+    /// When that is not so for the whole range.
+    fn copy_device(&self, from: &Path, to: &Path, offset: u64, len: u64) -> io::Result<Copied>;
 
     /// Looks at a disk.
     ///

@@ -6,8 +6,9 @@ use cinderblock_proto::agent::v1 as pb;
 use pb::create_volume_request::Layout;
 
 use crate::domain::{
-    BackendCapacity, BackendState, BackendStatus, CapacityRange, ContentSource, CreateSnapshot,
-    CreateVolume, Inventory, PoolCapacity, Provisioning, Snapshot, Volume, VolumeClass,
+    BackendCapacity, BackendState, BackendStatus, CapacityRange, ContentSource, CowSize,
+    CreateSnapshot, CreateVolume, Inventory, PoolCapacity, Provisioning, Snapshot, Volume,
+    VolumeClass,
 };
 use crate::error::{Error, Result};
 use crate::lvm::layout::{RaidLevel, ThickLayout};
@@ -151,11 +152,21 @@ pub(super) fn parse_create_volume(request: pb::CreateVolumeRequest) -> Result<Cr
 }
 
 pub(super) fn create_snapshot(request: &CreateSnapshot) -> pb::CreateSnapshotRequest {
-    pb::CreateSnapshotRequest { name: request.name.to_string(), source: request.source.to_string() }
+    pb::CreateSnapshotRequest {
+        name: request.name.to_string(),
+        source: request.source.to_string(),
+        cow_size_percent: u32::from(request.cow_size.get()),
+    }
 }
 
 pub(super) fn parse_create_snapshot(request: &pb::CreateSnapshotRequest) -> Result<CreateSnapshot> {
-    Ok(CreateSnapshot { name: parse_name(&request.name)?, source: parse_handle(&request.source)? })
+    // An older controller does not say, and means all.
+    let percent = u8::try_from(request.cow_size_percent).ok();
+    Ok(CreateSnapshot {
+        name: parse_name(&request.name)?,
+        source: parse_handle(&request.source)?,
+        cow_size: percent.and_then(CowSize::percent).unwrap_or(CowSize::FULL),
+    })
 }
 
 pub(super) fn volume(volume: &Volume) -> pb::Volume {
@@ -185,6 +196,7 @@ pub(super) fn snapshot(snapshot: &Snapshot) -> pb::Snapshot {
         source: snapshot.source.to_string(),
         size_bytes: snapshot.size.get(),
         created_unix: snapshot.created_unix,
+        lost: !snapshot.ready,
     }
 }
 
@@ -195,6 +207,7 @@ pub(super) fn parse_snapshot(snapshot: &pb::Snapshot) -> Result<Snapshot> {
         source: parse_handle(&snapshot.source)?,
         size: Bytes::new(snapshot.size_bytes),
         created_unix: snapshot.created_unix,
+        ready: !snapshot.lost,
     })
 }
 
@@ -412,6 +425,7 @@ mod tests {
                         source: handle(n + 1),
                         size: Bytes::gib(1),
                         created_unix: i64::from(*n),
+                        ready: n % 2 == 0,
                     };
                     (handle(*n), Arc::new(snapshot))
                 })

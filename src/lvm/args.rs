@@ -66,6 +66,15 @@ impl Args {
         self.with(&["--select", &proof, target.vg.as_str()])
     }
 
+    /// The same, unless the LV has thick snapshots: LVM would remove them with it.
+    pub(super) fn select_to_remove(self, target: &Target, lv: &LvmUuid) -> Self {
+        let vg = &target.uuid;
+        let proof = format!(
+            "vg_uuid=\"{vg}\" && lv_uuid=\"{lv}\" && lv_tags={{\"{OWNED}\"}} && lv_attr!~\"^[oO]\""
+        );
+        self.with(&["--select", &proof, target.vg.as_str()])
+    }
+
     pub(super) fn read(self) -> Invocation {
         let effect = Effect::Read(REPORT_TIMEOUT);
         Invocation { program: Program::Lvm, args: self.list, effect }

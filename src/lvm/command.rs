@@ -22,6 +22,10 @@ use crate::units::{Bytes, ExtentSize, Extents};
 /// (about 600 bytes each), the text being kept at least twice.
 const PV_METADATA_SIZE: Bytes = Bytes::mib(64);
 
+/// Unit in which a copy-on-write snapshot keeps old blocks. The kernel holds an entry in memory for
+/// each: at LVM's default of 4 KiB a large volume would need gigabytes.
+pub const COW_CHUNK: Bytes = Bytes::kib(64);
+
 /// The VG that a command works on. Its devices are the only ones that LVM opens then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -81,6 +85,22 @@ pub enum Change {
         origin: LvName,
         /// Its tags.
         tags: Vec<String>,
+    },
+    /// Makes a read-only copy-on-write snapshot of a thick LV, active when that one is.
+    SnapshotThick {
+        /// Its name.
+        lv: LvName,
+        /// What it is a snapshot of.
+        origin: LvName,
+        /// Room for the origin's old blocks.
+        store: Extents,
+        /// Its tags.
+        tags: Vec<String>,
+    },
+    /// Makes a plain LV of what a copy-on-write snapshot keeps.
+    SplitSnapshot {
+        /// The snapshot.
+        lv: LvName,
     },
     /// Makes a writable, active thin copy.
     CloneThin {
@@ -170,6 +190,8 @@ impl Change {
             Self::CreateThick { lv, .. }
             | Self::CreateThin { lv, .. }
             | Self::SnapshotThin { lv, .. }
+            | Self::SnapshotThick { lv, .. }
+            | Self::SplitSnapshot { lv }
             | Self::CloneThin { lv, .. }
             | Self::Extend { lv, .. }
             | Self::ExtendMetadata { lv, .. }
@@ -249,6 +271,25 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
         Change::SnapshotThin { lv, origin, tags } => {
             create(target, lv, tags, &full(origin), &["--snapshot", "--permission", "r"])
         }
+        Change::SnapshotThick { lv, origin, store, tags } => create(
+            target,
+            lv,
+            tags,
+            &full(origin),
+            &[
+                "--type",
+                "snapshot",
+                "--permission",
+                "r",
+                "--chunksize",
+                &format!("{}b", COW_CHUNK.get()),
+                "--extents",
+                &store.get().to_string(),
+            ],
+        ),
+        Change::SplitSnapshot { lv } => {
+            Args::on(target, "lvconvert", Log::Json).with(&["--splitsnapshot", &full(lv)]).change()
+        }
         Change::CloneThin { lv, origin, tags } => create(
             target,
             lv,
@@ -267,7 +308,7 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
             .with(&["--poolmetadatasize", &format!("{}b", size.get()), &full(lv)])
             .change(),
         Change::Remove { uuid, .. } => {
-            Args::on(target, "lvremove", Log::Plain).select(target, uuid).change()
+            Args::on(target, "lvremove", Log::Plain).select_to_remove(target, uuid).change()
         }
         // lvrename(8) takes no --select: whoever gives the name proves what it means by the name.
         Change::Rename { lv, to } => {

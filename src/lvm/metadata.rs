@@ -213,12 +213,12 @@ fn visible_lvs(
     areas: &BTreeMap<&str, Vec<Area>>,
 ) -> Result<BTreeMap<LvName, Lv>> {
     // A copy-on-write snapshot is an LV of its own that points to the LV with the changed blocks.
-    let cow: BTreeSet<&str> = section
+    let cow: BTreeMap<&str, &Section> = section
         .sections
         .iter()
         .flat_map(|(_, lv)| segments(lv))
         .filter(|s| kind_of(s) == "snapshot")
-        .filter_map(|s| s.value("cow_store").and_then(Value::as_text))
+        .filter_map(|s| Some((s.value("cow_store").and_then(Value::as_text)?, s)))
         .collect();
     let parts = raid_parts(section);
     let mut lvs = BTreeMap::new();
@@ -227,14 +227,14 @@ fn visible_lvs(
             return bad(format!("LV {name} has no segments"));
         };
         let kind = kind_of(first);
-        let is_cow = cow.contains(name.as_str());
-        let visible = is_cow || lv.texts("status").any(|s| s == "VISIBLE");
+        let snapshot = cow.get(name.as_str());
+        let visible = snapshot.is_some() || lv.texts("status").any(|s| s == "VISIBLE");
         // A leg's part is a part even while LVM shows it, which it does to clear it.
         if kind == "snapshot" || !visible || parts.contains(name.as_str()) {
             continue;
         }
         let layout = match RaidLevel::parse(kind) {
-            _ if is_cow => LvLayout::Other("snapshot".to_owned()),
+            _ if snapshot.is_some() => LvLayout::Linear,
             Some(_) if raid_subs(first).any(|sub| is_visible(section, sub)) => {
                 LvLayout::UnfinishedRaid(kind.to_owned())
             }
@@ -247,11 +247,17 @@ fn visible_lvs(
             extents = extents.saturating_add(Extents::new(unsigned(segment, "extent_count")?));
         }
         let areas = areas.get(name.as_str()).cloned().unwrap_or_default();
+        let mut size = extent_size.size_of(extents);
+        let mut layout = layout;
+        if let Some(snapshot) = snapshot {
+            layout = cow_layout(snapshot, size)?;
+            size = extent_size.size_of(Extents::new(unsigned(snapshot, "extent_count")?));
+        }
         let name = LvName::parse(name).or_else(|e| bad(e.to_string()))?;
         let state = Lv {
             name: name.clone(),
             uuid: identifier(lv)?,
-            size: extent_size.size_of(extents),
+            size,
             layout,
             tags: Tags::parse(lv.texts("tags")),
             created_unix: lv.value("creation_time").and_then(Value::as_number).unwrap_or(0),
@@ -262,6 +268,16 @@ fn visible_lvs(
         lvs.insert(name, state);
     }
     Ok(lvs)
+}
+
+/// By the segment that joins a snapshot to its origin.
+fn cow_layout(segment: &Section, store: Bytes) -> Result<LvLayout> {
+    let origin = segment.value("origin").and_then(Value::as_text).unwrap_or_default();
+    Ok(LvLayout::Cow {
+        origin: LvName::parse(origin).or_else(|e| bad(format!("origin: {e}")))?,
+        chunk_size: Bytes::new(unsigned(segment, "chunk_size")?.saturating_mul(SECTOR)),
+        store,
+    })
 }
 
 /// The hidden LVs of a RAID segment: metadata and image of each leg, in turn.

@@ -41,6 +41,7 @@ pub(super) const FIELDS: [(&str, &[&str]); 5] = [
             "lv_role",
             "pool_lv",
             "origin",
+            "origin_size",
             "lv_parent",
         ],
     ),
@@ -287,12 +288,13 @@ fn lvs(part: &Part) -> Result<BTreeMap<LvName, Lv>, ReportError> {
             }
             (_, layout) => layout,
         };
+        let size = if matches!(layout, LvLayout::Cow { .. }) { "origin_size" } else { "lv_size" };
         let is_raid = matches!(layout, LvLayout::Raid(_));
         let legs = if is_raid { legs(part, &name, &all_areas) } else { vec![] };
         let lv = Lv {
             name: name.clone(),
             uuid,
-            size: Bytes::new(row.number("lv_size")?),
+            size: Bytes::new(row.number(size)?),
             layout,
             tags: Tags::parse(row.list("lv_tags")),
             created_unix: row.text("lv_time").trim().parse().unwrap_or(0),
@@ -348,7 +350,11 @@ fn legs(part: &Part, of: &LvName, areas: &BTreeMap<&str, Vec<Area>>) -> Vec<Vec<
 
 fn layout(lv: &Row, segment: &Row) -> Result<LvLayout, ReportError> {
     if lv.list("lv_role").any(|role| role == "thicksnapshot") {
-        return Ok(LvLayout::Other("snapshot".to_owned()));
+        return Ok(LvLayout::Cow {
+            origin: LvName::parse(lv.text("origin")).map_err(|e| field(e.to_string()))?,
+            chunk_size: Bytes::new(segment.number("chunk_size")?),
+            store: Bytes::new(lv.number("lv_size")?),
+        });
     }
     let stripes = || {
         u32::try_from(segment.number("stripes")?).map_err(|_| field("too many stripes".to_owned()))

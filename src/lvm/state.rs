@@ -113,6 +113,15 @@ pub enum LvLayout {
         /// The LV it was snapshotted from, while that one exists.
         origin: Option<LvName>,
     },
+    /// A copy-on-write snapshot of a thick LV. Its size is that of what it shows.
+    Cow {
+        /// The LV it was taken of, without which it cannot be read.
+        origin: LvName,
+        /// Unit in which the origin's old blocks are kept.
+        chunk_size: Bytes,
+        /// Room for them. When it is full, the snapshot is lost.
+        store: Bytes,
+    },
     /// Anything else, by LVM's name of the segment type. Counted as used space, never touched.
     Other(String),
 }
@@ -153,6 +162,11 @@ impl VgState {
         self.lvs.values().filter(|lv| lv.pool() == Some(pool)).map(|lv| lv.size).sum()
     }
 
+    /// The copy-on-write snapshots of an LV: they are lost with it.
+    pub fn cow_snapshots(&self, of: &LvName) -> impl Iterator<Item = &Lv> {
+        self.lvs.values().filter(move |lv| lv.cow_origin() == Some(of))
+    }
+
     /// The id of an LV of this VG.
     #[must_use]
     pub fn handle(&self, lv: &LvName) -> Handle {
@@ -171,8 +185,15 @@ impl Lv {
             | LvLayout::Raid(_)
             | LvLayout::UnfinishedRaid(_)
             | LvLayout::ThinPool { .. }
+            | LvLayout::Cow { .. }
             | LvLayout::Other(_) => None,
         }
+    }
+
+    /// The LV that a copy-on-write snapshot was taken of.
+    #[must_use]
+    pub const fn cow_origin(&self) -> Option<&LvName> {
+        if let LvLayout::Cow { origin, .. } = &self.layout { Some(origin) } else { None }
     }
 
     /// Its layout, when it is a thick LV as we make them.
@@ -187,6 +208,7 @@ impl Lv {
             LvLayout::UnfinishedRaid(_)
             | LvLayout::ThinPool { .. }
             | LvLayout::Thin { .. }
+            | LvLayout::Cow { .. }
             | LvLayout::Other(_) => None,
         }
     }
@@ -203,14 +225,14 @@ impl Lv {
         self.tags.is_ours() && self.tags.kind == Some(Kind::Snapshot) && !self.is_trash()
     }
 
-    /// Whether it was a volume or snapshot of ours, is deleted and has to be cleared. Its name is
+    /// Whether it was a volume or snapshot of ours, is deleted, and has to be cleared or has thick
+    /// snapshots that cannot be read without it. Its name is
     /// made from its own identifier: an LV that was renamed by mistake, because it had taken the
     /// name of the one that was meant, does not bear it.
     #[must_use]
     pub fn is_trash(&self) -> bool {
         self.tags.is_ours()
-            && self.tags.wipe.is_some()
-            && matches!(self.tags.kind, Some(Kind::Volume | Kind::Snapshot))
+            && matches!(self.tags.kind, Some(Kind::Volume | Kind::Snapshot | Kind::Image))
             && self.name == LvName::trash(&self.uuid)
     }
 
@@ -228,12 +250,15 @@ impl Lv {
         CsiName::parse(&format!("snapshot-{rest}")).ok()
     }
 
-    /// Whether making it is not finished: it was to be born larger than it is, or was cut.
+    /// Whether making it is not finished: it was to be born larger than it is, its content is not
+    /// all there, or it was cut. A thick snapshot begins, and may end, as a plain LV.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
         // A volume in use may look so while somebody replaces a disk of it: it is there all the same.
         let cut = matches!(self.layout, LvLayout::UnfinishedRaid(_));
         cut && self.tags.pending == Some(Pending::Fresh)
             || self.tags.born_bytes.is_some_and(|born| self.size < born)
+            || self.tags.pending == Some(Pending::Copying)
+            || self.tags.kind == Some(Kind::Snapshot) && self.thick().is_some()
     }
 }

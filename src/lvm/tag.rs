@@ -26,6 +26,8 @@ pub enum Kind {
     Pool,
     /// Extents for a thick block volume, zeroed before it gets them.
     Growth,
+    /// What a source held at one instant, while a volume is being copied from it.
+    Image,
 }
 
 /// What has to be done before the volume's device is first given to anybody. Dropped right before
@@ -36,6 +38,8 @@ pub enum Pending {
     Fresh,
     /// Born from a source: its filesystem needs a UUID of its own.
     Restored,
+    /// Its content is being copied from its source, and not complete.
+    Copying,
 }
 
 /// How a volume is used, as it was asked for at its creation.
@@ -102,6 +106,8 @@ pub struct Tags {
     pub usage: Option<Usage>,
     /// The size that a volume is born with, where making it takes more than one step.
     pub born_bytes: Option<Bytes>,
+    /// How much of it is copied from its source already, from its start.
+    pub copied_bytes: Option<Bytes>,
     /// How it is cleared when it is deleted. `None`: not at all.
     pub wipe: Option<Wipe>,
     /// How much of it is cleared already, from its start.
@@ -257,12 +263,15 @@ impl Tags {
             "snapshot" if value.is_empty() => set(&mut self.kind, Some(Kind::Snapshot)),
             "pool" if value.is_empty() => set(&mut self.kind, Some(Kind::Pool)),
             "growth" if value.is_empty() => set(&mut self.kind, Some(Kind::Growth)),
+            "image" if value.is_empty() => set(&mut self.kind, Some(Kind::Image)),
             "fresh" if value.is_empty() => set(&mut self.pending, Some(Pending::Fresh)),
             "restored" if value.is_empty() => set(&mut self.pending, Some(Pending::Restored)),
+            "copy" if value.is_empty() => set(&mut self.pending, Some(Pending::Copying)),
             "name" => set(&mut self.name, unescape(value).and_then(|n| CsiName::parse(&n).ok())),
             "src" => set(&mut self.source, Source::parse(value)),
             "use" => set(&mut self.usage, Usage::parse(value)),
             "born" => set(&mut self.born_bytes, value.parse().ok().map(Bytes::new)),
+            "copied" => set(&mut self.copied_bytes, value.parse().ok().map(Bytes::new)),
             "wipe" => set(&mut self.wipe, Wipe::parse(value)),
             "wiped" => set(&mut self.wiped_bytes, value.parse().ok().map(Bytes::new)),
             "pvc" => set(&mut self.claim, Claim::parse(value)),
@@ -283,6 +292,7 @@ impl Tags {
         out.extend(self.source.as_ref().map(|s| format!("cb.src={}", s.print())));
         out.extend(self.usage.map(|u| format!("cb.use={}", u.as_str())));
         out.extend(self.born_bytes.map(|b| format!("cb.born={}", b.get())));
+        out.extend(self.copied_bytes.map(copied_tag));
         out.extend(self.wipe.map(|w| format!("cb.wipe={w}")));
         out.extend(self.wiped_bytes.map(wiped_tag));
         out.extend(self.claim.as_ref().map(|c| format!("cb.pvc={}", c.print())));
@@ -307,6 +317,7 @@ impl Kind {
             Self::Snapshot => "cb.snapshot",
             Self::Pool => "cb.pool",
             Self::Growth => "cb.growth",
+            Self::Image => "cb.image",
         }
     }
 }
@@ -318,6 +329,7 @@ impl fmt::Display for Kind {
             Self::Snapshot => "snapshot",
             Self::Pool => "thin pool",
             Self::Growth => "growth of a volume",
+            Self::Image => "source of a copy",
         })
     }
 }
@@ -329,8 +341,15 @@ impl Pending {
         match self {
             Self::Fresh => "cb.fresh",
             Self::Restored => "cb.restored",
+            Self::Copying => "cb.copy",
         }
     }
+}
+
+/// The tag that says how much of a volume is copied from its source.
+#[must_use]
+pub fn copied_tag(bytes: Bytes) -> String {
+    format!("cb.copied={}", bytes.get())
 }
 
 /// The tag that says how much of a deleted volume is cleared.
@@ -391,6 +410,7 @@ mod tests {
             source: Some(Source::Snapshot(LvName::parse("snap-1").unwrap())),
             usage: Some(Usage::Filesystem(FsType::Xfs)),
             born_bytes: Some(Bytes::gib(2)),
+            copied_bytes: Some(Bytes::mib(3)),
             wipe: Some(Wipe::Discard),
             wiped_bytes: Some(Bytes::gib(1)),
             claim: Some(Claim { namespace: "db".to_owned(), name: "data-0".to_owned() }),
@@ -410,6 +430,7 @@ mod tests {
                 "cb.src=s:snap-1",
                 "cb.use=xfs",
                 "cb.born=2147483648",
+                "cb.copied=3145728",
                 "cb.wipe=discard",
                 "cb.wiped=1073741824",
                 "cb.pvc=db/data-0",

@@ -1,6 +1,6 @@
 //! Making a volume: blank, from a snapshot or from a volume.
 
-use super::{Plan, PoolRules, Rules, own, unfinished_raid};
+use super::{Plan, PoolRules, Rules, copy, cow, own, remove, unfinished_raid};
 use crate::domain::{CapacityRange, ContentSource, CreateVolume, Provisioning};
 use crate::error::{Error, Result};
 use crate::lvm::command::{Change, Range};
@@ -20,7 +20,7 @@ const DEFAULT_SIZE: Bytes = Bytes::gib(1);
 pub fn plan(vg: &VgState, rules: &Rules, request: &CreateVolume) -> Result<Plan> {
     let lv = LvName::for_volume(&request.name);
     dm_name(&vg.name, &lv).map_err(|e| Error::invalid(e.to_string()))?;
-    if request.class.wipe.is_some() {
+    {
         // What it will be called when it is deleted must fit as well.
         dm_name(&vg.name, &LvName::trash(&vg.uuid)).map_err(|e| Error::invalid(e.to_string()))?;
     }
@@ -36,9 +36,11 @@ pub fn plan(vg: &VgState, rules: &Rules, request: &CreateVolume) -> Result<Plan>
         (None, Usage::Block) => Bytes::ZERO,
     };
     let extents = extents(vg, &request.class.layout, &request.range, least)?;
-    let steps = match source {
-        Some(from) => restore(vg, rules, provisioning, request, lv, extents, from)?,
-        None => vec![blank(vg, rules, provisioning, request, lv, extents)?],
+    let steps = if let Some(from) = source {
+        restore(vg, rules, provisioning, request, lv, extents, from)?
+    } else {
+        let tags = tags(&lv, request, Pending::Fresh).print();
+        vec![blank(vg, rules, provisioning, request, lv, extents, tags)?]
     };
     Ok(Plan::Steps(steps))
 }
@@ -139,12 +141,14 @@ fn resume(
         return Err(differs(format!("it is for {usage}, not for {}", request.usage)));
     }
     if let LvLayout::UnfinishedRaid(_) = found.layout {
-        if found.tags.pending != Some(Pending::Fresh) {
+        if !matches!(found.tags.pending, Some(Pending::Fresh | Pending::Copying)) {
             return Err(unfinished_raid(vg, found));
         }
-        // Never given to anybody: nothing is in it.
-        let remove = Change::Remove { lv: found.name.clone(), uuid: found.uuid.clone() };
-        return Ok(Plan::Rest(vec![remove]));
+        // Never given to anybody: nothing of anybody's alone is in it.
+        return Ok(Plan::Rest(remove::last(found)));
+    }
+    if copy::is_lost(vg, found) {
+        return Ok(Plan::Rest(remove::last(found)));
     }
     if !same_layout(found, provisioning, request.class.layout) {
         return Err(differs(match found.thick() {
@@ -167,7 +171,9 @@ fn resume(
         let extend = Change::Extend { lv: found.name.clone(), extents, from: vec![] };
         return Ok(Plan::Rest(vec![extend]));
     }
-    Ok(Plan::Done)
+    // Its image is taken where it is copied: that goes on also when nobody repeats this call.
+    let copying = found.tags.pending == Some(Pending::Copying);
+    Ok(if copying { Plan::Copy(found.name.clone()) } else { Plan::Done })
 }
 
 fn same_layout(found: &Lv, provisioning: Provisioning, layout: ThickLayout) -> bool {
@@ -197,9 +203,9 @@ fn blank(
     request: &CreateVolume,
     lv: LvName,
     extents: Extents,
+    tags: Vec<String>,
 ) -> Result<Change> {
     let size = vg.extent_size.size_of(extents);
-    let tags = tags(&lv, request, Pending::Fresh).print();
     if let (Provisioning::Thin, Some(pool)) = (provisioning, &rules.pool) {
         check_pool(vg, pool, size)?;
         return Ok(Change::CreateThin { lv, pool: pool.lv.clone(), size, tags });
@@ -221,17 +227,9 @@ fn restore(
 ) -> Result<Vec<Change>> {
     let pool = match (provisioning, from.pool(), &rules.pool) {
         (Provisioning::Thin, Some(has), Some(pool)) if *has == pool.lv => pool,
-        (Provisioning::Thin, Some(has), _) => {
-            return Err(Error::invalid(format!(
-                "the source {} is in thin pool {has}, not in this backend's: use a class of the source's backend",
-                from.name
-            )));
-        }
         _ => {
-            return Err(Error::invalid(format!(
-                "a volume can be made from {} only when both are thin; copies of thick volumes are not offered yet",
-                from.name
-            )));
+            let copied = copied(vg, rules, provisioning, request, lv, extents, from)?;
+            return Ok(vec![copied]);
         }
     };
     let size = vg.extent_size.size_of(extents);
@@ -239,7 +237,7 @@ fn restore(
     // What was never formatted has nothing in it: the new volume is as blank as its source.
     let pending = match from.tags.pending {
         Some(Pending::Fresh) => Pending::Fresh,
-        Some(Pending::Restored) | None => Pending::Restored,
+        Some(Pending::Restored | Pending::Copying) | None => Pending::Restored,
     };
     let mut tags = tags(&lv, request, pending);
     tags.source = request.source.as_ref().map(source_tag);
@@ -251,6 +249,48 @@ fn restore(
         steps.push(Change::Extend { lv, extents, from: vec![] });
     }
     Ok(steps)
+}
+
+/// A volume that gets its content copied, because it cannot share its source's blocks.
+fn copied(
+    vg: &VgState,
+    rules: &Rules,
+    provisioning: Provisioning,
+    request: &CreateVolume,
+    lv: LvName,
+    extents: Extents,
+    from: &Lv,
+) -> Result<Change> {
+    dm_name(&vg.name, &lv.image()).map_err(|e| Error::invalid(e.to_string()))?;
+    let pending = match from.tags.pending {
+        Some(Pending::Fresh) => Pending::Fresh,
+        Some(Pending::Restored | Pending::Copying) | None => Pending::Copying,
+    };
+    // A volume goes on changing: an image of it is needed as long as it is copied.
+    if let (None, Pending::Copying, Some(layout)) = (from.cow_origin(), pending, from.thick()) {
+        cow::may_have_snapshots(from)?;
+        let store = cow::largest_store(vg, from.size);
+        let own = match provisioning {
+            Provisioning::Thin => Extents::ZERO,
+            Provisioning::Thick => {
+                let legs = u64::from(request.class.layout.legs());
+                let each = request.class.layout.leg_extents(extents).get();
+                Extents::new(each.saturating_mul(legs))
+            }
+        };
+        check_room(vg, rules, &ThickLayout::Linear, own.saturating_add(store)).map_err(|e| {
+            Error::no_space(format!(
+                "a clone of thick volume {} ({layout}) needs room for what the volume overwrites while it is copied, too; \
+                 a restore from a snapshot with cowSize below 100% needs less",
+                from.name
+            ))
+            .because(e)
+        })?;
+    }
+    let mut tags = tags(&lv, request, pending);
+    tags.source = request.source.as_ref().map(source_tag);
+    let tags = tags.print();
+    blank(vg, rules, provisioning, request, lv, extents, tags)
 }
 
 /// The disks that new extents go to, where it matters.
@@ -495,8 +535,6 @@ mod tests {
         ask.range.limit = Some(Bytes::gib(1));
         assert_eq!(kind(&vg, &ask), ErrorKind::OutOfRange);
         ask.range.limit = None;
-        ask.class.provisioning = Some(Provisioning::Thick);
-        assert_eq!(kind(&vg, &ask), ErrorKind::Invalid);
         // What was never formatted stays blank, and only that.
         ask.class.provisioning = None;
         let fresh = ["cinderblock=1", "cb.snapshot", "cb.fresh"];

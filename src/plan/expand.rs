@@ -28,6 +28,7 @@ pub fn plan(vg: &VgState, rules: &Rules, lv: &Lv, range: &CapacityRange) -> Resu
         return Ok(leftover(vg, lv).map_or(Plan::Done, |growth| Plan::Rest(vec![growth])));
     }
     let more = extents.saturating_sub(have);
+    without_snapshots(vg, lv)?;
     let plan = match layout {
         None => thin(vg, rules, lv, extents, more),
         Some(layout) if shows_old_data(lv) => zeroed_first(vg, rules, lv, &layout, extents, more),
@@ -59,6 +60,27 @@ fn wanted(
         }
         _ => Ok(extents),
     }
+}
+
+/// LVM grows a thick volume that has thick snapshots only while it is not active.
+fn without_snapshots(vg: &VgState, lv: &Lv) -> Result<()> {
+    let names: Vec<_> = vg.cow_snapshots(&lv.name).map(|lv| lv.name.as_str()).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let images = vg.cow_snapshots(&lv.name).all(|lv| lv.tags.kind == Some(Kind::Image));
+    if images {
+        return Err(Error::unavailable(format!(
+            "volume {} is being copied ({}), and grows when that is done",
+            lv.name,
+            names.join(", ")
+        )));
+    }
+    Err(Error::failed_precondition(format!(
+        "volume {} cannot grow while it has thick snapshots, because LVM cannot grow one that is in use: delete {} first",
+        lv.name,
+        names.join(", ")
+    )))
 }
 
 fn extend(lv: &Lv, extents: Extents, from: Vec<Range>) -> Change {

@@ -5,6 +5,8 @@
 //! and in the end for nothing ([`Plan::Done`]).
 
 pub mod capacity;
+pub mod copy;
+pub mod cow;
 pub mod create;
 pub mod expand;
 mod place;
@@ -31,6 +33,8 @@ pub enum Plan {
     Rest(Vec<Change>),
     /// Zero all of this LV and drop its tag `cb.fresh`; then plan again.
     Zero(LvName),
+    /// Nothing but to copy this LV's content from its source, which goes on by itself.
+    Copy(LvName),
 }
 
 /// What a planner knows beside the VG itself.

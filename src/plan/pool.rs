@@ -45,6 +45,7 @@ pub fn plan(vg: &VgState, pool: &ThinPool, reserve: Bytes) -> Result<Plan> {
         | LvLayout::Raid(_)
         | LvLayout::UnfinishedRaid(_)
         | LvLayout::Thin { .. }
+        | LvLayout::Cow { .. }
         | LvLayout::Other(_)
             if found.tags.is_ours() && found.tags.kind == Some(Kind::Pool) =>
         {
@@ -56,6 +57,7 @@ pub fn plan(vg: &VgState, pool: &ThinPool, reserve: Bytes) -> Result<Plan> {
         | LvLayout::Raid(_)
         | LvLayout::UnfinishedRaid(_)
         | LvLayout::Thin { .. }
+        | LvLayout::Cow { .. }
         | LvLayout::Other(_) => Err(Error::failed_precondition(format!(
             "logical volume {}/{} is not a thin pool: configure another name under thinPool",
             vg.name, pool.name
@@ -81,6 +83,7 @@ pub(super) fn of<'a>(vg: &VgState, rules: &'a Rules, lv: &Lv) -> Result<&'a Pool
             | LvLayout::Raid(_)
             | LvLayout::UnfinishedRaid(_)
             | LvLayout::Thin { .. }
+            | LvLayout::Cow { .. }
             | LvLayout::Other(_) => format!(
                 "thin pool {}/{} is no backend's on this node: add it to the configuration",
                 vg.name, pool.name

@@ -1,12 +1,13 @@
 //! Removing a volume or a snapshot: only what is ours. Whether it is in use is for the kernel to
-//! say, and LVM proves the identity once more under its own lock. What has to be wiped becomes trash
-//! instead, which frees its name at once, and is removed when it is cleared.
+//! say, and LVM proves the identity once more under its own lock. What has to be wiped, or has thick
+//! snapshots, becomes trash instead, which frees its name at once, and is removed when it is cleared
+//! and the last of them is gone.
 
-use super::Plan;
 use super::expand::leftover;
+use super::{Plan, copy};
 use crate::error::{Error, Result};
 use crate::lvm::command::Change;
-use crate::lvm::state::VgState;
+use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Kind, Pending};
 use crate::names::{LvName, LvmUuid};
 
@@ -33,20 +34,55 @@ pub fn plan(vg: &VgState, lv: &LvName, kind: Kind) -> Result<Plan> {
     if found.is_trash() {
         return Ok(Plan::Done);
     }
+    if let Some(reader) = copy::copied_from(vg, lv).filter(|_| kind == Kind::Snapshot) {
+        return Err(Error::failed_precondition(format!(
+            "volume {} is being copied from snapshot {lv}: wait until it is complete, or delete it",
+            reader.name
+        )));
+    }
+    let first = leftover(vg, found).into_iter().chain(copy::leftover(vg, lv)?);
+    let last = if has_snapshots(vg, lv)? { vec![to_trash(found)] } else { last(found) };
+    Ok(Plan::Steps(first.chain(last).collect()))
+}
+
+/// Whether there are thick snapshots that cannot be read without this LV, and that LVM would remove
+/// with it.
+fn has_snapshots(vg: &VgState, lv: &LvName) -> Result<bool> {
+    let mut any = false;
+    for snapshot in vg.cow_snapshots(lv) {
+        if !snapshot.tags.is_ours() {
+            return Err(Error::failed_precondition(format!(
+                "logical volume {}/{lv} has the snapshot {}, which is not of this driver and would be lost with it: remove that first",
+                vg.name, snapshot.name
+            )));
+        }
+        any = true;
+    }
+    Ok(any)
+}
+
+fn to_trash(lv: &Lv) -> Change {
+    Change::Rename { lv: lv.name.clone(), to: LvName::trash(&lv.uuid) }
+}
+
+/// What makes an LV of ours go that nothing depends on.
+pub(super) fn last(lv: &Lv) -> Vec<Change> {
     // What bears the tag was never given to anybody: there is nothing in it to wipe.
-    let used = found.tags.pending != Some(Pending::Fresh);
-    let last = if found.tags.wipe.is_some() && used {
-        Change::Rename { lv: lv.clone(), to: LvName::trash(&found.uuid) }
-    } else {
-        Change::Remove { lv: lv.clone(), uuid: found.uuid.clone() }
-    };
-    Ok(Plan::Steps(leftover(vg, found).into_iter().chain([last]).collect()))
+    let used = lv.tags.pending != Some(Pending::Fresh);
+    if lv.tags.wipe.is_none() || !used {
+        return vec![Change::Remove { lv: lv.name.clone(), uuid: lv.uuid.clone() }];
+    }
+    // To write to a snapshot leaves what it keeps as it is: only apart can that be cleared.
+    let apart = lv.cow_origin().map(|_| Change::SplitSnapshot { lv: lv.name.clone() });
+    apart.into_iter().chain([to_trash(lv)]).collect()
 }
 
 /// What is left to do until a deleted volume, which is cleared now, is gone.
 #[must_use]
 pub fn trash(vg: &VgState, uuid: &LvmUuid) -> Plan {
     match vg.lvs.get(&LvName::trash(uuid)).filter(|lv| lv.is_trash()) {
+        // LVM would remove its snapshots with it.
+        Some(lv) if vg.cow_snapshots(&lv.name).next().is_some() => Plan::Done,
         Some(lv) => Plan::Steps(vec![Change::Remove { lv: lv.name.clone(), uuid: uuid.clone() }]),
         None => Plan::Done,
     }

@@ -1,11 +1,12 @@
 //! Taking a snapshot.
 
-use super::create::check_pool;
-use super::{Plan, Rules, own};
-use crate::domain::CreateSnapshot;
+use super::create::{check_pool, check_room};
+use super::{Plan, Rules, cow, own, remove};
+use crate::domain::{CowSize, CreateSnapshot};
 use crate::error::{Error, Result};
 use crate::lvm::command::Change;
-use crate::lvm::state::{Lv, LvLayout, VgState};
+use crate::lvm::layout::ThickLayout;
+use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Kind, Pending, Source, Tags};
 use crate::names::{LvName, dm_name};
 
@@ -19,7 +20,9 @@ pub fn plan(vg: &VgState, rules: &Rules, request: &CreateSnapshot) -> Result<Pla
     let source = Source::Volume(request.source.lv.clone());
     if let Some(found) = own(vg, &lv, &request.name, Lv::is_snapshot)? {
         if found.tags.source.as_ref() == Some(&source) {
-            return Ok(Plan::Done);
+            // Cut before it became a snapshot, or after it was one.
+            let cut = found.is_unfinished();
+            return Ok(if cut { Plan::Rest(remove::last(found)) } else { Plan::Done });
         }
         return Err(Error::already_exists(format!(
             "there is a snapshot {} already, and it was taken of {}",
@@ -37,14 +40,6 @@ pub fn plan(vg: &VgState, rules: &Rules, request: &CreateSnapshot) -> Result<Pla
     if origin.is_unfinished() {
         return Err(Error::unavailable(format!("volume {} is still being made", origin.name)));
     }
-    let LvLayout::Thin { .. } = &origin.layout else {
-        return Err(Error::failed_precondition(format!(
-            "volume {} is thick, and snapshots of thick volumes are not offered yet: use a class with provisioning: thin",
-            origin.name
-        )));
-    };
-    let pool = super::pool::of(vg, rules, origin)?;
-    check_pool(vg, pool, origin.size)?;
     let tags = Tags {
         owned: Some(1),
         kind: Some(Kind::Snapshot),
@@ -58,8 +53,34 @@ pub fn plan(vg: &VgState, rules: &Rules, request: &CreateSnapshot) -> Result<Pla
         wipe: origin.tags.wipe,
         ..Tags::default()
     };
-    let origin = origin.name.clone();
-    Ok(Plan::Steps(vec![Change::SnapshotThin { lv, origin, tags: tags.print() }]))
+    Ok(Plan::Steps(vec![change(vg, rules, origin, lv, request.cow_size, tags.print())?]))
+}
+
+/// A snapshot of a volume that is there.
+///
+/// # Errors
+/// When there is no room for it, or the volume can have none.
+pub(super) fn change(
+    vg: &VgState,
+    rules: &Rules,
+    origin: &Lv,
+    lv: LvName,
+    cow_size: CowSize,
+    tags: Vec<String>,
+) -> Result<Change> {
+    if origin.pool().is_some() {
+        let pool = super::pool::of(vg, rules, origin)?;
+        check_pool(vg, pool, origin.size)?;
+        return Ok(Change::SnapshotThin { lv, origin: origin.name.clone(), tags });
+    }
+    cow::may_have_snapshots(origin)?;
+    let store = cow::store(vg, origin.size, cow_size);
+    check_room(vg, rules, &ThickLayout::Linear, store)?;
+    // LVM shows what is in it, and what it keeps, each by a device of its own.
+    for part in [&lv, &origin.name] {
+        dm_name(&vg.name, &part.growth()).map_err(|e| Error::invalid(e.to_string()))?;
+    }
+    Ok(Change::SnapshotThick { lv, origin: origin.name.clone(), store, tags })
 }
 
 /// The CSI name that the LV's name alone tells.
@@ -77,7 +98,7 @@ mod tests {
 
     fn request(vg: &VgState, name: &str, of: &str) -> CreateSnapshot {
         let source = Handle { vg: vg.uuid.clone(), lv: lv_name(of) };
-        CreateSnapshot { name: CsiName::parse(name).unwrap(), source }
+        CreateSnapshot { name: CsiName::parse(name).unwrap(), source, cow_size: CowSize::FULL }
     }
 
     #[test]

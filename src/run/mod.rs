@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, IsReady};
-use crate::agent::Agent;
+use crate::agent::{Agent, CopyTotals};
 use crate::cli::{Cli, Mode};
 use crate::csi::Readiness;
 use crate::domain::Inventory;
@@ -62,8 +62,11 @@ async fn http(
     }
 }
 
-/// Shows what an agent has still to wipe.
-fn show_trash<H: Host>(metrics: &Metrics, agent: &Agent<H>) {
+/// One figure of copies.
+type ReadCopies = fn(CopyTotals) -> u64;
+
+/// Shows what an agent has still to wipe and to copy, and how its RAID and snapshots are.
+fn show_agent<H: Host>(metrics: &Metrics, agent: &Agent<H>) {
     let (count, size, undiscarded) = (agent.clone(), agent.clone(), agent.clone());
     metrics.show(
         "cinderblock_trash_volumes",
@@ -76,6 +79,18 @@ fn show_trash<H: Host>(metrics: &Metrics, agent: &Agent<H>) {
         "Deleted volumes that were removed since the start though their disks took no discard",
         move || undiscarded.undiscarded(),
     );
+    let copies: [(_, _, ReadCopies); 4] = [
+        ("cinderblock_copies", "Volumes that are being copied, or wait for it", |c| c.running),
+        ("cinderblock_copied_read_bytes", "Read from sources since the start", |c| c.read),
+        ("cinderblock_copied_written_bytes", "Written to copies since the start", |c| c.written),
+        ("cinderblock_copied_zeroed_bytes", "Zeroed on copies since the start", |c| c.zeroed),
+    ];
+    for (name, help, read) in copies {
+        let agent = agent.clone();
+        metrics.show(name, help, move || read(agent.copies()));
+    }
+    metrics.show_raid(agent.raid());
+    metrics.show_thick_snapshots(agent.thick_snapshots());
 }
 
 /// Ready when the inventory is there, which an agent's first report makes.

@@ -28,8 +28,7 @@ pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()>
     let labels = Arc::new(watch::Sender::new(None));
     let agent = Agent::new(host, config, labels.subscribe());
     metrics.show_inventory(agent.inventory());
-    super::show_trash(&metrics, &agent);
-    metrics.show_raid(agent.raid());
+    super::show_agent(&metrics, &agent);
 
     let observer = Observer::new(metrics.rpc());
     let key = topology_key(&driver_name);

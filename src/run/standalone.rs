@@ -31,8 +31,7 @@ pub(super) async fn run(options: Standalone, stop: CancellationToken) -> Result<
     let agent = Agent::new(host, config.clone(), labels.subscribe());
     let services = services(&driver_name, &agent, &node_name, config, &metrics);
     metrics.show_inventory(agent.inventory());
-    super::show_trash(&metrics, &agent);
-    metrics.show_raid(agent.raid());
+    super::show_agent(&metrics, &agent);
     let (ready, watched) = (agent.inventory(), agent.clone());
     let is_ready: IsReady = Arc::new(move || ready.borrow().revision > 0);
     let http = super::http(http_address, metrics, is_ready, &stop);

@@ -8,6 +8,7 @@ use super::fault::{Fault, Mode};
 use super::world::{Holds, MAJOR, World};
 use super::{lvm, print, programs};
 use crate::host::block::Disk;
+use crate::host::copy::Copied;
 use crate::host::dm::DmDevice;
 use crate::host::dm_status::DmStatus;
 use crate::host::invocation::{Invocation, Program};
@@ -175,6 +176,10 @@ impl Host for SimHost {
             let targets = vec![("thin-pool".to_owned(), line)];
             return Ok(Some(DmStatus { open_count: 1, targets }));
         }
+        if let Some(line) = world.cow_status(dm_name) {
+            let targets = vec![("snapshot".to_owned(), line)];
+            return Ok(Some(DmStatus { open_count: 0, targets }));
+        }
         let Some(device) = world.device(dm_name) else { return Ok(None) };
         let open = world.mounts.iter().filter(|m| m.source == device.node).count();
         let open_count = u32::try_from(open).unwrap_or(u32::MAX);
@@ -232,6 +237,11 @@ impl Host for SimHost {
             }
             if world.zero(device, offset, len) { Ok(()) } else { Err(not_found(device)) }
         })
+    }
+
+    fn copy_device(&self, from: &Path, to: &Path, offset: u64, len: u64) -> io::Result<Copied> {
+        let what = format!("copy {} to {} {offset} {len}", from.display(), to.display());
+        self.effect(what, |world| world.copy(from, to, (offset, len)))
     }
 
     fn disk(&self, path: &Path) -> io::Result<Disk> {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::cow;
 use super::pool::SimPool;
 use super::print;
 use super::world::{Content, Holds, SimVg, World};
@@ -14,8 +15,14 @@ use crate::names::{LvName, LvmUuid, VgName, dm_name};
 use crate::units::{Bytes, Extents};
 
 /// Options that stand alone; all others have a value.
-const FLAGS: [&str; 5] =
-    ["--yes", "--snapshot", "--ignoreactivationskip", "--nosuffix", "--norestorefile"];
+const FLAGS: [&str; 6] = [
+    "--splitsnapshot",
+    "--yes",
+    "--snapshot",
+    "--ignoreactivationskip",
+    "--nosuffix",
+    "--norestorefile",
+];
 
 /// An argument list, taken apart.
 struct Parsed<'a> {
@@ -78,6 +85,7 @@ pub(super) fn run(world: &mut World, args: &[String]) -> Completed {
         "lvremove" => lvremove(world, &parsed),
         "lvchange" => lvchange(world, &parsed),
         "lvrename" => lvrename(world, &parsed),
+        "lvconvert" => lvconvert(world, &parsed),
         other => Err((3, format!("No such command '{other}'."))),
     };
     match outcome {
@@ -96,9 +104,9 @@ fn done(code: i32, stdout: &str, stderr: &str) -> Completed {
     Completed { exit: Exit::Code(code), stdout: stdout.to_owned(), stderr: stderr.to_owned() }
 }
 
-type Outcome = Result<(), (i32, String)>;
+pub(super) type Outcome = Result<(), (i32, String)>;
 
-fn refuse<T>(why: impl Into<String>) -> Result<T, (i32, String)> {
+pub(super) fn refuse<T>(why: impl Into<String>) -> Result<T, (i32, String)> {
     Err((5, why.into()))
 }
 
@@ -148,6 +156,11 @@ fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     let uuid = world.new_uuid();
     world.numbers = world.numbers.wrapping_add(1);
     let created_unix = i64::try_from(world.numbers).unwrap_or_default();
+    let origin_lv =
+        origin.and_then(|o| world.vg(vg_name)?.lvs.get(&LvName::parse(o).ok()?).cloned());
+    let origin_active = origin_lv.as_ref().is_some_and(|lv| {
+        world.vg(vg_name).is_some_and(|vg| cow::is_active(world, &vg.name, &lv.name))
+    });
     let Some(vg) = world.vg_mut(vg_name) else {
         return refuse(format!("Volume group \"{vg_name}\" not found"));
     };
@@ -170,8 +183,7 @@ fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     let mut content = Content::default();
     let mut activate = true;
     if parsed.get("--snapshot").is_some() {
-        let origin = origin.and_then(|o| vg.state.lvs.get(&LvName::parse(o).ok()?).cloned());
-        let Some(origin) = origin else { return refuse("Failed to find origin") };
+        let Some(origin) = origin_lv else { return refuse("Failed to find origin") };
         let LvLayout::Thin { pool, .. } = &origin.layout else { return refuse("not thin") };
         let origin_name = Some(origin.name.clone());
         lv.layout = LvLayout::Thin {
@@ -183,6 +195,12 @@ fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         lv.size = origin.size;
         activate = parsed.get("--setactivationskip") == Some("n");
         content = world.contents.get(&origin.uuid).cloned().unwrap_or_default();
+    } else if parsed.get("--type") == Some("snapshot") {
+        let count = parsed.number("--extents").unwrap_or_default();
+        let chunk = Bytes::new(parsed.number("--chunksize").unwrap_or_default());
+        activate = cow::create(vg, origin_active, origin_lv.as_ref(), (count, chunk), &mut lv)?;
+        let origin = origin_lv.map(|origin| origin.uuid);
+        content = origin.and_then(|uuid| world.contents.get(&uuid).cloned()).unwrap_or_default();
     } else if parsed.get("--type") == Some("thin") {
         let Some(pool) = parsed.get("--thinpool").and_then(|p| LvName::parse(p).ok()) else {
             return Err((3, "no pool".to_owned()));
@@ -299,7 +317,7 @@ fn take_legs(
     vg.allocate(each.saturating_mul(legs), legs, allowed)
 }
 
-fn set_active(world: &mut World, vg: &str, lv: &LvName) {
+pub(super) fn set_active(world: &mut World, vg: &str, lv: &LvName) {
     let Ok(vg) = VgName::parse(vg) else { return };
     let Ok(name) = dm_name(&vg, lv) else { return };
     if !world.active.contains_key(&name) {
@@ -323,7 +341,16 @@ fn lvextend(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         return Ok(());
     }
     let extent = vg.state.extent_size;
-    let have = extent.extents_ceil(lv.size).get();
+    let (state, origin) = (vg.state.clone(), lv.name.clone());
+    if state.cow_snapshots(&origin).next().is_some() && cow::is_active(world, &state.name, &origin)
+    {
+        return refuse(
+            "Snapshot origin volumes can be resized only while inactive: try lvchange -an.",
+        );
+    }
+    let Some(vg) = world.vg_mut(vg_name) else { return refuse("no such volume group") };
+    let has = if let LvLayout::Cow { store, .. } = lv.layout { store } else { lv.size };
+    let have = extent.extents_ceil(has).get();
     let Some(more) = count.checked_sub(have).filter(|more| *more > 0) else {
         return refuse(format!(
             "New size ({count} extents) matches existing size ({have} extents)."
@@ -351,7 +378,11 @@ fn lvextend(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         areas.sort();
     }
     if let Some(lv) = vg.state.lvs.get_mut(&lv.name) {
-        lv.size = extent.size_of(Extents::new(count));
+        let now = extent.size_of(Extents::new(count));
+        match &mut lv.layout {
+            LvLayout::Cow { store, .. } => *store = now,
+            _ => lv.size = now,
+        }
         lv.areas = areas;
     }
     commit(world, vg_name);
@@ -373,6 +404,23 @@ fn selected(world: &World, parsed: &Parsed<'_>) -> Option<Lv> {
 fn lvremove(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     let (vg_name, _) = parsed.target();
     let Some(lv) = selected(world, parsed) else { return Ok(()) };
+    let select = parsed.get("--select").unwrap_or_default();
+    let snapshots: Vec<Lv> = world
+        .vg(vg_name)
+        .map(|vg| vg.cow_snapshots(&lv.name).cloned().collect())
+        .unwrap_or_default();
+    if !snapshots.is_empty() && select.contains("lv_attr!~\"^[oO]\"") {
+        return Ok(());
+    }
+    // All of them go with it.
+    for lv in snapshots.into_iter().chain([lv]) {
+        remove(world, vg_name, &lv)?;
+    }
+    commit(world, vg_name);
+    Ok(())
+}
+
+fn remove(world: &mut World, vg_name: &str, lv: &Lv) -> Outcome {
     let Some(state) = world.vg(vg_name) else { return refuse("no such volume group") };
     let name = dm_name(&state.name, &lv.name).unwrap_or_default();
     let node = std::path::Path::new("/dev/mapper").join(&name);
@@ -386,6 +434,7 @@ fn lvremove(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     world.active.remove(&name);
     // What was written stays in the extents.
     world.contents.remove(&lv.uuid);
+    cow::forget(world, &lv.uuid);
     if let Some(vg) = world.vg_mut(vg_name) {
         vg.release(&lv.areas);
         vg.state.lvs.remove(&lv.name);
@@ -399,7 +448,6 @@ fn lvremove(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
             }
         }
     }
-    commit(world, vg_name);
     Ok(())
 }
 
@@ -421,6 +469,17 @@ fn lvrename(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     Ok(())
 }
 
+fn lvconvert(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
+    let (vg_name, lv) = parsed.target();
+    let Some(lv) = lv.and_then(|lv| LvName::parse(lv).ok()) else { return refuse("no name") };
+    if parsed.get("--splitsnapshot").is_none() {
+        return Err((3, "no such conversion".to_owned()));
+    }
+    cow::split(world, vg_name, &lv)?;
+    commit(world, vg_name);
+    Ok(())
+}
+
 fn lvchange(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     let (vg_name, lv) = parsed.target();
     if parsed.get("--activate").is_some() {
@@ -428,7 +487,7 @@ fn lvchange(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         if world.vg(vg_name).is_none_or(|vg| !vg.lvs.contains_key(&lv)) {
             return refuse("Failed to find logical volume");
         }
-        set_active(world, vg_name, &lv);
+        cow::activate_all(world, vg_name, &lv);
         return Ok(());
     }
     let Some(lv) = selected(world, parsed) else { return Ok(()) };

@@ -10,6 +10,7 @@
     reason = "a simulation that goes wrong shall stop the test"
 )]
 
+mod cow;
 mod extents;
 mod fault;
 mod host;

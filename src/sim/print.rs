@@ -120,18 +120,24 @@ fn parts_of(name: &LvName, areas: &[Area], lv: Option<&Lv>) -> Vec<(String, Vec<
 }
 
 fn lv_row(lv: &Lv) -> Value {
+    let store = match &lv.layout {
+        LvLayout::Cow { store, .. } => *store,
+        _ => lv.size,
+    };
+    let cow = lv.cow_origin().is_some();
     let (pool, origin) = match &lv.layout {
         LvLayout::Thin { pool, origin, .. } => {
             (pool.as_str(), origin.as_ref().map_or("", |o| o.as_str()))
         }
+        LvLayout::Cow { origin, .. } => ("", origin.as_str()),
         _ => ("", ""),
     };
     json!({
         "lv_uuid": lv.uuid.as_str(), "lv_name": lv.name.as_str(),
-        "lv_size": lv.size.get().to_string(), "lv_tags": lv.tags.print().join(","),
+        "lv_size": store.get().to_string(), "origin_size": lv.size.get().to_string(), "lv_tags": lv.tags.print().join(","),
         "lv_time": lv.created_unix.to_string(),
         "lv_attr": if lv.writable { "-wi-a-----" } else { "-ri-------" },
-        "lv_role": "public", "pool_lv": pool, "origin": origin,
+        "lv_role": if cow { "public,snapshot,thicksnapshot" } else { "public" }, "pool_lv": pool, "origin": origin,
     })
 }
 
@@ -142,6 +148,9 @@ fn seg_row(lv: &Lv) -> Value {
     });
     match &lv.layout {
         LvLayout::Linear | LvLayout::UnfinishedRaid(_) | LvLayout::Other(_) => {}
+        LvLayout::Cow { chunk_size, .. } => {
+            row["chunk_size"] = json!(chunk_size.get().to_string());
+        }
         LvLayout::Raid(layout) => {
             if let ThickLayout::Raid { level, legs, stripe_size } = layout {
                 row["segtype"] = json!(level.as_str());
@@ -245,8 +254,9 @@ fn metadata(state: &crate::lvm::state::VgState, vg: &SimVg) -> String {
             writeln!(out, "flags = []\npe_count = {}\n}}", pv.extents.get())?;
         }
         writeln!(out, "}}\nlogical_volumes {{")?;
-        for lv in state.lvs.values() {
+        for (i, lv) in state.lvs.values().enumerate() {
             lv_text(&mut out, state.extent_size, lv, &pv_name)?;
+            cow_text(&mut out, state.extent_size, lv, i)?;
         }
         for (name, areas) in &vg.hidden {
             for (part, areas) in parts_of(name, areas, state.lvs.get(name)) {
@@ -288,6 +298,22 @@ fn raid_text(out: &mut String, open: &str, lv: &Lv, layout: &ThickLayout) -> std
     writeln!(out, "raids = {}\n}}", list(raids.iter().map(String::as_str)))
 }
 
+/// The LV that joins a thick snapshot to its origin.
+fn cow_text(
+    out: &mut String,
+    extent: crate::units::ExtentSize,
+    lv: &Lv,
+    number: usize,
+) -> std::fmt::Result {
+    let LvLayout::Cow { origin, chunk_size, .. } = &lv.layout else { return Ok(()) };
+    let uuid = LvmUuid::derived(&format!("{} snapshot", lv.uuid));
+    writeln!(out, "snapshot{number} {{\nid = \"{uuid}\"\nstatus = [\"READ\", \"VISIBLE\"]")?;
+    let count = extent.extents_ceil(lv.size).get();
+    writeln!(out, "segment1 {{\nstart_extent = 0\nextent_count = {count}\ntype = \"snapshot\"")?;
+    writeln!(out, "chunk_size = {}\norigin = \"{origin}\"", chunk_size.get() / 512)?;
+    writeln!(out, "cow_store = \"{}\"\n}}\n}}", lv.name)
+}
+
 fn lv_text(
     out: &mut String,
     extent: crate::units::ExtentSize,
@@ -304,7 +330,10 @@ fn lv_text(
     let open = format!("segment1 {{\nstart_extent = 0\nextent_count = {count}");
     match &lv.layout {
         LvLayout::Raid(layout) => raid_text(out, &open, lv, layout)?,
-        LvLayout::Linear | LvLayout::UnfinishedRaid(_) | LvLayout::Other(_) => {
+        LvLayout::Linear
+        | LvLayout::Cow { .. }
+        | LvLayout::UnfinishedRaid(_)
+        | LvLayout::Other(_) => {
             for (i, area) in lv.areas.iter().enumerate() {
                 linear_text(out, i, area.len, &pv_name(&area.pv), area.start)?;
             }

@@ -29,6 +29,10 @@ pub struct World {
     pub(super) paths: BTreeMap<PathBuf, PathKind>,
     /// Whether its disks take no discard.
     pub no_discard: bool,
+    /// How much of thick snapshots' room is in use.
+    pub(super) cow_used: BTreeMap<LvmUuid, Bytes>,
+    /// How far LVs are copied from others, from the first byte on.
+    pub(super) copied: BTreeMap<(LvmUuid, LvmUuid), u64>,
     /// Extents that hold nothing of anybody.
     pub(super) clean: BTreeSet<(LvmUuid, u64)>,
     pub(super) numbers: u64,
@@ -229,10 +233,13 @@ impl World {
         lv.name = to.clone();
         vg.state.lvs.insert(to.clone(), lv);
         for other in vg.state.lvs.values_mut() {
-            if let LvLayout::Thin { origin: Some(origin), .. } = &mut other.layout
-                && origin == from
-            {
-                *origin = to.clone();
+            match &mut other.layout {
+                LvLayout::Thin { origin: Some(origin), .. } | LvLayout::Cow { origin, .. }
+                    if origin == from =>
+                {
+                    *origin = to.clone();
+                }
+                _ => {}
             }
         }
         let vg = vg.state.name.clone();

@@ -11,7 +11,9 @@ use cinderblock::names::Handle;
 use cinderblock::sim::{Fault, Mode};
 use cinderblock::units::Bytes;
 
-use crate::support::{Node, VG, cloned, mounted, restored, staging, thick, thin, volume, wiped};
+use crate::support::{
+    Node, VG, as_thick, cloned, mounted, restored, staging, thick, thin, volume, wiped,
+};
 
 /// What has to be there before the call.
 type Prepare = for<'a> fn(&'a Node) -> Pin<Box<dyn Future<Output = Vec<Handle>> + 'a>>;
@@ -131,6 +133,15 @@ async fn used(node: &Node, request: cinderblock::domain::CreateVolume) -> Handle
     handle
 }
 
+/// The same of a thick one that is cleared when it is deleted.
+async fn thick_snapshotted(node: &Node, wipe: Option<Wipe>) -> Vec<Handle> {
+    let mut request = thick("pvc-0");
+    request.class.wipe = wipe;
+    let source = used(node, request).await;
+    let snapshot = node.snapshot("snapshot-0", &source).await.unwrap().handle;
+    vec![source, snapshot]
+}
+
 /// A restored volume of that filesystem, not staged yet.
 async fn fresh_restore(node: &Node, fs: FsType) -> Vec<Handle> {
     let handles = snapshotted(node, fs).await;
@@ -172,6 +183,50 @@ cases! {
         |node, h| node.create(restored("pvc-1", &h[1], 3)).await.map(drop);
     clone: |node| snapshotted(node, FsType::Ext4).await,
         |node, h| node.create(cloned("pvc-1", &h[0])).await.map(drop);
+
+    snapshot_thick: |node| vec![used(node, thick("pvc-0")).await],
+        |node, h| node.snapshot("snapshot-1", &h[0]).await.map(drop);
+    restore_thick: |node| thick_snapshotted(node, None).await,
+        |node, h| node.create(as_thick(restored("pvc-1", &h[1], 1))).await.map(drop);
+    restore_thick_to_a_larger_block: |node| thick_snapshotted(node, None).await,
+        |node, h| {
+            let request = restored("pvc-1", &h[1], 2);
+            let request = cinderblock::domain::CreateVolume { usage: Usage::Block, ..request };
+            node.create(as_thick(request)).await.map(drop)
+        };
+    restore_thick_to_thin: |node| thick_snapshotted(node, None).await,
+        |node, h| node.create(restored("pvc-1", &h[1], 1)).await.map(drop);
+    clone_thick: |node| vec![used(node, thick("pvc-0")).await],
+        |node, h| node.create(as_thick(cloned("pvc-1", &h[0]))).await.map(drop);
+    clone_thick_that_is_wiped: |node| vec![used(node, wiped(thick("pvc-0"), Wipe::Zero)).await],
+        |node, h| {
+            node.create(wiped(as_thick(cloned("pvc-1", &h[0])), Wipe::Zero)).await?;
+            node.wait_wiped().await
+        };
+    clone_thin_to_thick: |node| vec![used(node, thin("pvc-0")).await],
+        |node, h| node.create(as_thick(cloned("pvc-1", &h[0]))).await.map(drop);
+    delete_a_thick_snapshot: |node| thick_snapshotted(node, None).await,
+        |node, h| {
+            use cinderblock::domain::VolumeAgent;
+            node.agent.delete_snapshot(h[1].clone()).await.map(drop)
+        };
+    delete_and_zero_a_thick_snapshot: |node| thick_snapshotted(node, Some(Wipe::Zero)).await,
+        |node, h| {
+            use cinderblock::domain::VolumeAgent;
+            node.agent.delete_snapshot(h[1].clone()).await?;
+            node.wait_wiped().await
+        };
+    delete_the_source_of_a_thick_snapshot: |node| thick_snapshotted(node, None).await,
+        |node, h| node.delete(&h[0]).await;
+    delete_a_thick_snapshot_and_its_source: |node| {
+        let handles = thick_snapshotted(node, Some(Wipe::Zero)).await;
+        node.delete(&handles[0]).await.unwrap();
+        handles
+    }, |node, h| {
+        use cinderblock::domain::VolumeAgent;
+        node.agent.delete_snapshot(h[1].clone()).await?;
+        node.wait_wiped().await
+    };
 
     delete_thin: |node| vec![made(node, thin("pvc-1")).await],
         |node, h| node.delete(&h[0]).await;

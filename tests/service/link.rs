@@ -11,7 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use cinderblock::agent::Labels;
 use cinderblock::config::Config;
 use cinderblock::controller::{Controller, Registry};
-use cinderblock::domain::{BackendState, CapacityRange, CreateSnapshot, Parameters, Topology};
+use cinderblock::domain::{
+    BackendState, CapacityRange, CowSize, CreateSnapshot, Parameters, Topology,
+};
 use cinderblock::error::{Error, ErrorKind, Result};
 use cinderblock::link::{self, Accept, Authenticator, Dial, NodeLabels, Peer};
 use cinderblock::names::{CsiName, NodeName};
@@ -221,7 +223,7 @@ async fn everything_goes_over_the_connection() {
     let size = door.controller.expand_volume(volume.handle.clone(), range).await.unwrap();
     assert_eq!(size, Bytes::gib(2));
     let name = CsiName::parse("snapshot-1").unwrap();
-    let request = CreateSnapshot { name, source: volume.handle.clone() };
+    let request = CreateSnapshot { name, source: volume.handle.clone(), cow_size: CowSize::FULL };
     let (_, snapshot) = door.controller.create_snapshot(request).await.unwrap();
     assert_eq!(snapshot.size, Bytes::gib(2));
     door.controller.delete_snapshot(snapshot.handle).await.unwrap();

@@ -23,6 +23,7 @@
 )]
 
 mod behaviour;
+mod copies;
 mod faults;
 mod link;
 mod pools;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use cinderblock::agent::{Agent, Labels, Publish, Stage};
 use cinderblock::config::Config;
 use cinderblock::domain::{
-    AccessMode, AccessType, BackendState, Capability, CapacityRange, ContentSource, CreateSnapshot,
-    CreateVolume, Provisioning, Snapshot, Volume, VolumeAgent, VolumeClass,
+    AccessMode, AccessType, BackendState, Capability, CapacityRange, ContentSource, CowSize,
+    CreateSnapshot, CreateVolume, Provisioning, Snapshot, Volume, VolumeAgent, VolumeClass,
 };
 use cinderblock::error::{Error, Result};
 use cinderblock::lvm::layout::ThickLayout;
@@ -134,7 +134,7 @@ impl Node {
 
     pub async fn snapshot(&self, name: &str, source: &Handle) -> Result<Snapshot> {
         let name = CsiName::parse(name).unwrap();
-        let request = CreateSnapshot { name, source: source.clone() };
+        let request = CreateSnapshot { name, source: source.clone(), cow_size: CowSize::FULL };
         self.agent.create_snapshot(request).await.map(|told| told.value)
     }
 
@@ -253,6 +253,12 @@ pub fn restored(name: &str, snapshot: &Handle, gib: u64) -> CreateVolume {
         range: CapacityRange { required: Some(Bytes::gib(gib)), limit: None },
         ..thin(name)
     }
+}
+
+/// The same request for a thick volume.
+pub fn as_thick(mut request: CreateVolume) -> CreateVolume {
+    request.class.provisioning = Some(Provisioning::Thick);
+    request
 }
 
 pub fn cloned(name: &str, volume: &Handle) -> CreateVolume {

@@ -53,6 +53,11 @@ impl<H: Host> Agent<H> {
                 self.own_uuid(lv, device, fs, replay).await?;
                 self.settle(vg, &lv.name, Pending::Restored).await?;
             }
+            // Staging refuses it before it comes here.
+            Some(Pending::Copying) => {
+                let sentence = format!("volume {} is still being copied", lv.name);
+                return Err(Error::unavailable(sentence));
+            }
             None => {
                 self.expect(lv, device, fs).await?;
                 self.check(lv, device, fs).await?;

@@ -66,7 +66,9 @@ impl<H: Host> Agent<H> {
                 tracing::info!(volume = %lv.name, size = %lv.size, "zeroing a new block volume");
                 self.zero_and_settle(vg, &lv.name).await
             }
-            (Some(Pending::Restored), _) => self.settle(vg, &lv.name, Pending::Restored).await,
+            (Some(pending @ (Pending::Restored | Pending::Copying)), _) => {
+                self.settle(vg, &lv.name, pending).await
+            }
         }
     }
 

@@ -273,9 +273,24 @@ impl Csi {
     /// # Errors
     /// As [`Csi::controller`].
     pub fn snapshot(&self, name: &str, volume: &str) -> Result<pb::Snapshot, Status> {
+        self.snapshot_with(name, volume, &[])
+    }
+
+    /// The same with parameters of a `VolumeSnapshotClass`.
+    ///
+    /// # Errors
+    /// As [`Csi::controller`].
+    pub fn snapshot_with(
+        &self,
+        name: &str,
+        volume: &str,
+        parameters: &[(&str, &str)],
+    ) -> Result<pb::Snapshot, Status> {
+        let own = |text: &&str| (*text).to_owned();
         let request = pb::CreateSnapshotRequest {
             name: name.to_owned(),
             source_volume_id: volume.to_owned(),
+            parameters: parameters.iter().map(|(k, v)| (own(k), own(v))).collect(),
             ..pb::CreateSnapshotRequest::default()
         };
         let answer = self.controller(async |mut it| it.create_snapshot(request).await)?;

@@ -34,7 +34,11 @@ fn insist<T>(what: &str, mut call: impl FnMut() -> Result<T, Status>) -> Result<
 
 /// A volume's life. Every answer that it gets is checked.
 fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Result<()> {
-    let create = |name: &str| insist("create", || Vol::create(csi, class, name, 320 * MIB));
+    // Thick copies begin again after each of these cuts: they have to be small. RAID has none.
+    let (copied, thick) =
+        (!class.more.contains(&("layout", "raid1")), class.provisioning == "thick");
+    let [born, later, larger] = if thick { [64, 96, 128] } else { [320, 384, 448] };
+    let create = |name: &str| insist("create", || Vol::create(csi, class, name, born * MIB));
     let attach = |v: &Vol| {
         insist("stage", || v.stage()).and_then(|()| insist("publish", || v.publish(&v.pod)))
     };
@@ -45,12 +49,12 @@ fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Result<()> {
     let v = create(name)?;
     attach(&v)?;
     let written = fill(machine, &v.file("data"), 4)?;
-    let grown = insist("expand", || csi.expand(&v.id, 384 * MIB))?;
-    ensure!(grown == 384 * MIB, "it has {grown} bytes");
+    let grown = insist("expand", || csi.expand(&v.id, later * MIB))?;
+    ensure!(grown == later * MIB, "it has {grown} bytes");
     insist("expand on the node", || csi.expand_on_node(&v.id, &v.pod))?;
     let mut copies = Vec::new();
     let mut snapshot = None;
-    if class.provisioning == "thin" {
+    if copied {
         let of = format!("snapshot-{name}");
         let taken = insist("snapshot", || csi.snapshot(&of, &v.id))?.snapshot_id;
         fill(machine, &v.file("later"), 2)?;
@@ -58,7 +62,7 @@ fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Result<()> {
             [("restored", Source::Snapshot(&taken)), ("cloned", Source::Volume(&v.id))]
         {
             let copy = format!("{name}-{kind}");
-            let bytes = if kind == "restored" { 448 * MIB } else { 384 * MIB };
+            let bytes = if kind == "restored" { larger } else { later } * MIB;
             let copy = insist(kind, || Vol::from(csi, class, &copy, bytes, from))?;
             attach(&copy)?;
             ensure!(sum(machine, &copy.file("data"), 4)? == written, "{kind}: other data");

@@ -13,6 +13,7 @@
 )]
 
 mod conformance;
+mod copies;
 mod disks;
 mod filesystems;
 mod foreign;

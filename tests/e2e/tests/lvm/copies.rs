@@ -1,0 +1,261 @@
+//! Thick snapshots and copies: what is restored is what was there when the snapshot was taken, in any order of deletion, after kills and power cuts, and never from a snapshot that is lost.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cinderblock_lab::driver::{Class, Csi, Machine, Source, backend, disk};
+use tonic::{Code, Status};
+
+use crate::support::{
+    BACKEND, GIB, MIB, THICK, THICK_BLOCK, THIN, VG, Vol, bare, code, expect_nothing_left,
+    filesystem, fill, lvs, pooled, power_cut, started, sum,
+};
+
+const PATIENCE: Duration = Duration::from_mins(4);
+
+/// Takes a snapshot with this room.
+fn snapshot(csi: &Csi, name: &str, of: &Vol, cow_size: &str) -> Result<String, Status> {
+    csi.snapshot_with(name, &of.id, &[("cowSize", cow_size)]).map(|taken| taken.snapshot_id)
+}
+
+/// A volume from a source, as soon as it is complete.
+fn copied(csi: &Csi, class: Class, name: &str, bytes: u64, from: Source<'_>) -> Result<Vol> {
+    let end = std::time::Instant::now() + PATIENCE;
+    loop {
+        match Vol::from(csi, class, name, bytes, from) {
+            Err(status)
+                if status.code() == Code::Unavailable && std::time::Instant::now() < end =>
+            {
+                sleep(Duration::from_millis(300));
+            }
+            made => return made.with_context(|| name.to_owned()),
+        }
+    }
+}
+
+fn uuid(machine: &Machine, v: &Vol) -> Result<String> {
+    machine.sh(&format!("blkid -p -o value -s UUID {}", v.device()))
+}
+
+#[test]
+fn a_copy_is_what_its_source_was() -> Result<()> {
+    started("copies", &[3 * GIB, 3 * GIB], &pooled(2, "25%"), |machine| {
+        let csi = machine.driver.csi()?;
+        for (i, (of, to)) in [
+            (THICK, THICK),
+            (filesystem("thick", "xfs"), filesystem("thick", "xfs")),
+            (Class { more: &[("layout", "striped")], ..THICK }, THIN),
+            (THIN, THICK),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let size = 320 * MIB;
+            let v = Vol::create(&csi, of, &format!("pvc-{i}"), size)?;
+            v.attach()?;
+            let before = fill(machine, &v.file("data"), 40)?;
+            let taken = snapshot(&csi, &format!("snapshot-{i}"), &v, "100%")?;
+            // In use all the time, and overwritten.
+            let after = fill(machine, &v.file("data"), 40)?;
+            let source = Source::Snapshot(&taken);
+            let restored = copied(&csi, to, &format!("pvc-{i}-restored"), size + 64 * MIB, source)?;
+            let cloned = copied(&csi, to, &format!("pvc-{i}-cloned"), size, Source::Volume(&v.id))?;
+            for (copy, wanted) in [(&restored, &before), (&cloned, &after)] {
+                copy.attach()?;
+                ensure!(
+                    sum(machine, &copy.file("data"), 40)? == *wanted,
+                    "{}: other data",
+                    copy.id
+                );
+                ensure!(uuid(machine, copy)? != uuid(machine, &v)?, "{}: the same UUID", copy.id);
+            }
+            let room =
+                machine.sh(&format!("df --output=size -B1M {} | tail -1", restored.file("")))?;
+            ensure!(room.trim().parse::<u64>()? > 320, "the restored one has {room} MiB");
+            // The source first.
+            v.detach()?;
+            v.delete()?;
+            ensure!(sum(machine, &restored.file("data"), 40)? == before, "other data then");
+            let again = copied(&csi, to, &format!("pvc-{i}-again"), size, source)?;
+            again.attach()?;
+            ensure!(
+                sum(machine, &again.file("data"), 40)? == before,
+                "other data from the snapshot"
+            );
+            csi.delete_snapshot(&taken)?;
+            for copy in [restored, cloned, again] {
+                copy.detach()?;
+                copy.delete()?;
+            }
+            machine.driver.wait_until(PATIENCE, "without trash", || {
+                Ok(machine.driver.metric("cinderblock_trash_volumes")? == Some(0.0))
+            })?;
+            expect_nothing_left(machine)?;
+        }
+        Ok(())
+    })
+}
+
+/// All of a volume is overwritten, by a writer that leaves nothing out.
+#[test]
+fn a_snapshot_with_all_its_room_never_runs_full() -> Result<()> {
+    started("cow-full", &[3 * GIB], &pooled(1, "10%"), |machine| {
+        let csi = machine.driver.csi()?;
+        // 4096 chunks of 64 KiB fill one list of them wholly.
+        for (name, mib) in [("pvc-a", 256), ("pvc-b", 200), ("pvc-c", 512)] {
+            let v = Vol::create(&csi, THICK_BLOCK, name, mib * MIB)?;
+            v.attach()?;
+            let before = fill(machine, &v.file(""), mib)?;
+            let taken = snapshot(&csi, "snapshot-1", &v, "100%")?;
+            fill(machine, &v.file(""), mib)?;
+            let status = machine.sh("dmsetup status vg0-snap--1")?;
+            ensure!(!status.contains("Invalid"), "{status}");
+            let copy = copied(&csi, THICK_BLOCK, "pvc-copy", mib * MIB, Source::Snapshot(&taken))?;
+            copy.attach()?;
+            ensure!(sum(machine, &copy.file(""), mib)? == before, "{name}: other data");
+            copy.detach()?;
+            copy.delete()?;
+            csi.delete_snapshot(&taken)?;
+            v.detach()?;
+            v.delete()?;
+        }
+        expect_nothing_left(machine)
+    })
+}
+
+#[test]
+fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
+    started("cow-small", &[3 * GIB], &pooled(1, "10%"), |machine| {
+        let csi = machine.driver.csi()?;
+        let v = Vol::create(&csi, THICK_BLOCK, "pvc-1", 512 * MIB)?;
+        v.attach()?;
+        let before = fill(machine, &v.file(""), 512)?;
+        let taken = snapshot(&csi, "snapshot-1", &v, "10%")?;
+        // A writer at a pace that a database has: 8 MiB a second.
+        for at in 0..40 {
+            machine.sh(&format!(
+                "dd if=/dev/urandom of={} bs=1M count=8 seek={} conv=notrunc,fsync 2>/dev/null",
+                v.file(""),
+                at * 8
+            ))?;
+            sleep(Duration::from_secs(1));
+        }
+        let store = machine.sh("lvs --noheadings --units m --nosuffix -o lv_size vg0/snap-1")?;
+        ensure!(store.trim().parse::<f64>()? > 300.0, "it has {store} MiB");
+        let source = Source::Snapshot(&taken);
+        let copy = copied(&csi, THICK_BLOCK, "pvc-copy", 512 * MIB, source)?;
+        copy.attach()?;
+        ensure!(sum(machine, &copy.file(""), 512)? == before, "other data");
+        copy.detach()?;
+        copy.delete()?;
+        csi.delete_snapshot(&taken)?;
+
+        // No room left for it to grow.
+        let taken = snapshot(&csi, "snapshot-2", &v, "10%")?;
+        let rest = csi.capacity(&THICK_BLOCK)?;
+        let filler = Vol::create(&csi, THICK_BLOCK, "pvc-filler", rest)?;
+        fill(machine, &v.file(""), 512)?;
+        let lost = "cinderblock_thick_snapshot_used_ratio{vg=\"vg0\",snapshot=\"snap-2\"}";
+        machine.driver.wait_until(PATIENCE, "told that it is lost", || {
+            Ok(machine.driver.metric(lost)? == Some(1.0))
+        })?;
+        ensure!(!csi.snapshots()?[0].ready_to_use, "it is said to be ready");
+        ensure!(machine.driver.log_text().contains("ran full and is lost"), "nobody says so");
+        let filled = filler.delete();
+        filled?;
+        for round in ["before a reboot", "after it"] {
+            let refused =
+                Vol::from(&csi, THICK_BLOCK, "pvc-lost", 512 * MIB, Source::Snapshot(&taken));
+            ensure!(code(refused)? == Code::FailedPrecondition, "{round}");
+            if round == "before a reboot" {
+                power_cut(machine)?;
+            }
+        }
+        let csi = machine.driver.csi()?;
+        csi.delete_snapshot(&taken)?;
+        csi.delete(&v.id)?;
+        expect_nothing_left(machine)
+    })
+}
+
+/// Copies slowly enough that they can be cut in the middle.
+#[test]
+fn a_copy_goes_on_where_it_was_cut() -> Result<()> {
+    let more =
+        "reserve: 0%\ncopyRate: 12Mi\nthinPool: { name: pool0, size: 10%, overprovision: 20 }";
+    let backends = backend(BACKEND, VG, 1, more);
+    started("copy-cut", &[3 * GIB], &backends, |machine| {
+        let csi = machine.driver.csi()?;
+        let v = Vol::create(&csi, THICK, "pvc-1", 640 * MIB)?;
+        v.attach()?;
+        let written = fill(machine, &v.file("data"), 300)?;
+        let begun = Vol::from(&csi, THICK, "pvc-2", 640 * MIB, Source::Volume(&v.id));
+        ensure!(code(begun)? == Code::Unavailable);
+        // The image is what counts, not what comes after it.
+        fill(machine, &v.file("data"), 300)?;
+        ensure!(csi.volumes()?.len() == 1, "it is listed though it is not complete");
+        let noted = machine.sh("lvs --noheadings -o lv_tags vg0/pvc-2")?;
+        ensure!(noted.contains("cb.copied="), "nothing is noted: {noted}");
+        machine.driver.kill_all()?;
+        machine.start(BACKEND)?;
+        sleep(Duration::from_secs(4));
+        power_cut(machine)?;
+        let csi = machine.driver.csi()?;
+        let log = || machine.driver.log_text();
+        let resumed = log()
+            .lines()
+            .filter(|l| l.contains("copying a volume") && !l.contains("at=0 B"))
+            .count();
+        ensure!(resumed >= 1, "it began at the first byte again");
+        let copy = copied(&csi, THICK, "pvc-2", 640 * MIB, Source::Volume(&v.id))?;
+        copy.attach()?;
+        ensure!(sum(machine, &copy.file("data"), 300)? == written, "other data");
+        copy.detach()?;
+        copy.delete()?;
+        csi.delete(&v.id)?;
+        expect_nothing_left(machine)
+    })
+}
+
+/// What a snapshot has kept of a volume that is wiped is wiped as well; and LVM itself keeps an origin
+/// from being removed with its snapshots.
+#[test]
+fn a_thick_snapshot_leaves_no_trace_and_never_goes_with_its_origin() -> Result<()> {
+    let small = 768 * MIB;
+    bare("cow-wiping", &[small], &pooled(1, "20%"), |machine| {
+        machine.start(BACKEND)?;
+        let csi = machine.driver.csi()?;
+        let word = "lines-of-kept-blocks";
+        let v = Vol::wiped(&csi, THICK_BLOCK, "zero", "pvc-1", 64 * MIB)?;
+        v.attach()?;
+        let write = |word: &str| {
+            let to = v.file("");
+            machine.sh(&format!("yes {word} | dd of={to} bs=1M count=64 iflag=fullblock oflag=direct conv=fsync 2>/dev/null"))
+        };
+        write(word)?;
+        let taken = snapshot(&csi, "snapshot-1", &v, "100%")?;
+        write("other-lines")?;
+        let found = || {
+            let raw = disk(1);
+            machine.sh(&format!(
+                "dd if={raw} bs=1M iflag=direct 2>/dev/null | grep -a -c {word} || true"
+            ))
+        };
+        ensure!(found()?.trim() != "0", "it is not on the disk: this proves nothing");
+        let select = "lv_name=pvc-1 && lv_attr!~\"^[oO]\"";
+        machine.sh(&format!("lvremove -y --select '{select}' vg0"))?;
+        ensure!(lvs(machine)?.iter().any(|lv| lv == "snap-1"), "LVM removed the snapshot");
+        csi.delete_snapshot(&taken)?;
+        machine.driver.wait_until(PATIENCE, "wiped", || {
+            Ok(machine.driver.metric("cinderblock_trash_volumes")? == Some(0.0))
+        })?;
+        ensure!(found()?.trim() == "0", "it is on the disk still");
+        v.detach()?;
+        v.delete()?;
+        machine.driver.wait_until(PATIENCE, "wiped", || {
+            Ok(machine.driver.metric("cinderblock_trash_volumes")? == Some(0.0))
+        })?;
+        expect_nothing_left(machine)
+    })
+}
