@@ -106,10 +106,14 @@ impl<H: Host> Agent<H> {
         self.backends().iter().map(|b| (b.name.clone(), self.state_of(b))).collect()
     }
 
-    fn state_of(&self, backend: &Backend) -> BackendStatus {
+    /// Why a backend could not be set up, when it was last tried.
+    pub(super) fn setup_failure(&self, backend: &BackendName) -> Option<String> {
         let failures = self.0.setup.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let failure = failures.get(&backend.name).cloned();
-        drop(failures);
+        failures.get(backend).cloned()
+    }
+
+    fn state_of(&self, backend: &Backend) -> BackendStatus {
+        let failure = self.setup_failure(&backend.name);
         let state = match (self.find(backend), failure) {
             (Found::Unknown(why), _) => BackendState::Unknown(why),
             (Found::Unusable(why), _) | (Found::None, Some(why)) => BackendState::Unusable(why),

@@ -25,6 +25,8 @@ impl<H: Host> Agent<H> {
         let mut labels = self.0.labels.clone();
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // The first inventory must not say that what is wrong is not.
+        self.watch_raid().await;
         self.set_up_backends().await;
         loop {
             // A sender that is gone will change nothing any more: wait for the others.
@@ -100,6 +102,7 @@ impl<H: Host> Agent<H> {
                 inventory.vgs.insert(state.uuid.clone(), state.name.clone());
             }
         }
+        inventory.troubles = self.troubles(&inventory);
         share(&self.0.inventory.borrow(), &mut inventory);
         inventory
     }

@@ -19,6 +19,7 @@ mod node;
 mod pools;
 mod raid;
 mod store;
+mod troubles;
 mod volumes;
 mod wipe;
 
@@ -60,6 +61,7 @@ struct Inner<H> {
     inventory: watch::Sender<Arc<Inventory>>,
     /// How the RAID volumes were when last looked at.
     raid: watch::Sender<Arc<RaidVolumes>>,
+    since: troubles::Since,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -92,6 +94,7 @@ impl<H: Host> Agent<H> {
             cows: cow::Cows::default(),
             inventory: watch::Sender::new(Arc::new(Inventory::default())),
             raid: watch::Sender::new(Arc::default()),
+            since: troubles::Since::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }))

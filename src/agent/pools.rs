@@ -10,7 +10,9 @@ use tokio::time::Instant;
 use super::Agent;
 use super::blocking::within;
 use super::store::Vg;
+use super::troubles::of_pool;
 use crate::config::{Autogrow, Backend, ThinPool};
+use crate::domain::Reason;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::host::dm::PoolStatus;
@@ -214,6 +216,18 @@ impl<H: Host> Agent<H> {
                 tracing::warn!(%vg, %pool, why, "the thin pool takes nothing new");
             }
         }
+    }
+
+    /// What is wrong with a backend's pool, as far as it is known.
+    pub(super) fn pool_troubles(
+        &self,
+        backend: &Backend,
+        state: &VgState,
+    ) -> Vec<(Reason, String)> {
+        let Some(rules) = self.known_rules(backend, state).pool else { return vec![] };
+        let Some(capacity) = rules.capacity(state) else { return vec![] };
+        let stuck = self.0.setup.pools.get(state, &rules.lv).stuck;
+        of_pool(&format!("{}/{}", state.name, rules.lv), &capacity, stuck)
     }
 
     /// Looks how full a pool is.

@@ -58,7 +58,7 @@ impl<H: Host> Agent<H> {
     }
 
     /// `None` when it is not active.
-    async fn raid_status(&self, state: &VgState, lv: &Lv) -> Result<Option<RaidStatus>> {
+    pub(super) async fn raid_status(&self, state: &VgState, lv: &Lv) -> Result<Option<RaidStatus>> {
         let Some(device) = self.device(state, lv).await? else { return Ok(None) };
         let what = format!("device {}", device.name);
         let status = within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
@@ -89,13 +89,19 @@ fn tell(volume: &Handle, before: Option<&RaidStatus>, now: &RaidStatus) {
 /// the others have all of its data.
 pub(super) fn survives(state: &VgState, lv: &Lv) -> bool {
     let LvLayout::Raid(layout @ ThickLayout::Raid { .. }) = &lv.layout else { return false };
+    lost_legs(state, lv) <= layout.spare_legs()
+}
+
+/// How many legs of a RAID LV are on disks that are missing.
+pub(super) fn lost_legs(state: &VgState, lv: &Lv) -> u32 {
+    let LvLayout::Raid(layout) = &lv.layout else { return 0 };
     // A leg that lies on no disk is lost as well, and so is one that is not known.
     let here = |leg: &&Vec<_>| {
         !leg.is_empty()
             && leg.iter().all(|pv| state.pvs.get(pv).is_some_and(|pv| pv.device.is_some()))
     };
     let found = u32::try_from(lv.legs.iter().filter(here).count()).unwrap_or_default();
-    layout.legs().saturating_sub(found) <= layout.spare_legs()
+    layout.legs().saturating_sub(found)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! decision is made further in.
 
 mod controller;
+mod health;
 mod identity;
 mod node;
 mod observe;

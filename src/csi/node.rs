@@ -7,17 +7,20 @@ use csi::volume_usage::Unit;
 use tonic::{Request, Response, Status};
 
 use super::observe::Observer;
-use super::{request, response};
+use super::{health, request, response};
 use crate::agent::{Agent, Statistics};
 use crate::error::Error;
 use crate::host::{Host, Usage};
 use crate::names::{Handle, NodeName};
 
-const CAPABILITIES: [cap::rpc::Type; 4] = [
+const CAPABILITIES: [cap::rpc::Type; 6] = [
     cap::rpc::Type::StageUnstageVolume,
     cap::rpc::Type::GetVolumeStats,
     cap::rpc::Type::ExpandVolume,
     cap::rpc::Type::SingleNodeMultiWriter,
+    // Of CSI 1.13; whoever is older does not ask.
+    cap::rpc::Type::GetVolumeHealth,
+    cap::rpc::Type::GetStorageHealth,
 ];
 
 /// The Node service.
@@ -175,15 +178,26 @@ impl<H: Host> Node for NodeService<H> {
 
     async fn node_get_volume_health(
         &self,
-        _: Request<csi::NodeGetVolumeHealthRequest>,
+        request: Request<csi::NodeGetVolumeHealthRequest>,
     ) -> Result<Response<csi::NodeGetVolumeHealthResponse>, Status> {
-        Err(Status::unimplemented("this driver does not offer GET_VOLUME_HEALTH"))
+        let request = request.into_inner();
+        let work = async {
+            let (volume, paths) = request::health(&request)?;
+            let found = self.agent.volume_health(&volume, &paths).await?;
+            let volume_health = Some(health::of_volume(&volume, found));
+            Ok(csi::NodeGetVolumeHealthResponse { volume_health })
+        };
+        self.observer.call("/csi.v1.Node/NodeGetVolumeHealth", &request.volume_id, work).await
     }
 
     async fn node_get_storage_health(
         &self,
         _: Request<csi::NodeGetStorageHealthRequest>,
     ) -> Result<Response<csi::NodeGetStorageHealthResponse>, Status> {
-        Err(Status::unimplemented("this driver does not offer GET_STORAGE_HEALTH"))
+        let work = async {
+            let backend_health = health::of_storage(self.agent.storage_health());
+            Ok(csi::NodeGetStorageHealthResponse { backend_health })
+        };
+        self.observer.call("/csi.v1.Node/NodeGetStorageHealth", "", work).await
     }
 }

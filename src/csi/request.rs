@@ -351,3 +351,14 @@ pub fn volume_at(volume_id: &str, volume_path: &str) -> Result<(Handle, PathBuf)
     }
     Ok((handle("volume_id", volume_id)?, PathBuf::from(volume_path)))
 }
+
+/// A volume whose health is asked for, and where it may be mounted. A path that is none is left out:
+/// nothing is mounted there.
+///
+/// # Errors
+/// When the volume's id is missing or none of ours.
+pub fn health(request: &csi::NodeGetVolumeHealthRequest) -> Result<(Handle, Vec<PathBuf>)> {
+    let volume = handle("volume_id", &request.volume_id)?;
+    let paths = [&request.staging_target_path, &request.volume_publish_path];
+    Ok((volume, paths.into_iter().filter_map(|text| path("path", text).ok()).collect()))
+}

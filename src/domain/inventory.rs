@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::capacity::BackendCapacity;
 use super::requests::{Snapshot, Volume};
+use super::trouble::Troubles;
 use crate::names::{BackendName, Handle, LvmUuid, VgName};
 
 /// All that a node has.
@@ -21,6 +22,8 @@ pub struct Inventory {
     pub volumes: BTreeMap<Handle, Arc<Volume>>,
     /// Its snapshots, by id.
     pub snapshots: BTreeMap<Handle, Arc<Snapshot>>,
+    /// What is wrong.
+    pub troubles: Troubles,
 }
 
 /// A backend on a node.

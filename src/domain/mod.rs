@@ -6,6 +6,7 @@ mod class;
 mod inventory;
 mod port;
 mod requests;
+mod trouble;
 
 pub use capacity::{BackendCapacity, PoolCapacity};
 pub(crate) use class::claim;
@@ -16,3 +17,4 @@ pub use requests::{
     AccessMode, AccessType, Capability, CapacityRange, ContentSource, CowSize, CreateSnapshot,
     CreateVolume, Parameters, Snapshot, Topology, Volume,
 };
+pub use trouble::{Grade, Reason, Subject, Trouble, Troubles};

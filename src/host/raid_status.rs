@@ -17,6 +17,13 @@ pub struct RaidStatus {
 }
 
 impl RaidStatus {
+    /// How much is in step, while not all is.
+    #[must_use]
+    pub fn percent_in_step(&self) -> Option<u64> {
+        let (done, all) = self.in_step;
+        (done < all).then(|| done.saturating_mul(100).checked_div(all).unwrap_or_default())
+    }
+
     /// Reads the line. `None` when it is not such a line.
     #[must_use]
     pub fn parse(line: &str) -> Option<Self> {
@@ -48,6 +55,7 @@ mod tests {
         assert_eq!((status.legs, status.failed, status.behind), (2, 0, 0));
         let status = RaidStatus::parse("raid5_ls 3 aaa 4096/16384 resync 0 0 -").unwrap();
         assert_eq!((status.failed, status.behind, status.in_step), (0, 3, (4096, 16384)));
+        assert_eq!(status.percent_in_step(), Some(25));
         assert_eq!(status.action, "resync");
         let status = RaidStatus::parse("raid6_zr 5 A-DAA 16384/16384 idle 0 0 -").unwrap();
         assert_eq!((status.legs, status.failed), (5, 2));

@@ -17,6 +17,7 @@ mod failure;
 mod hello;
 mod serve;
 mod stream;
+mod troubles;
 mod wire;
 
 pub use accept::{Accept, Authenticator, NodeLabels, Peer};

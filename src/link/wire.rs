@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cinderblock_proto::agent::v1 as pb;
 use pb::create_volume_request::Layout;
 
+use super::troubles;
 use crate::domain::{
     BackendCapacity, BackendState, BackendStatus, CapacityRange, ContentSource, CowSize,
     CreateSnapshot, CreateVolume, Inventory, PoolCapacity, Provisioning, Snapshot, Volume,
@@ -19,11 +20,11 @@ use crate::units::{Bytes, ExtentSize};
 /// Records in one event. A record has about 200 bytes; a message may have 4 MiB.
 const RECORDS_MAX: usize = 5_000;
 
-fn bad(what: &str, error: &NameError) -> Error {
+pub(super) fn bad(what: &str, error: &NameError) -> Error {
     Error::invalid(format!("the peer sent a {what} that is none: {error}"))
 }
 
-fn parse_handle(text: &str) -> Result<Handle> {
+pub(super) fn parse_handle(text: &str) -> Result<Handle> {
     Handle::parse(text).map_err(|e| bad("handle", &e))
 }
 
@@ -298,6 +299,9 @@ pub(super) fn events(old: Option<&Inventory>, new: &Inventory) -> Vec<pb::Invent
             new.vgs.iter().map(|(uuid, name)| (uuid.to_string(), name.to_string())).collect();
         first.volume_groups = Some(pb::VolumeGroups { names });
     }
+    if old.is_none() || before.troubles != new.troubles {
+        first.troubles = Some(troubles::print(&new.troubles));
+    }
     let gone = |handle: &&Handle| !new.volumes.contains_key(*handle);
     first.volumes_gone = before.volumes.keys().filter(gone).map(ToString::to_string).collect();
     let gone = |handle: &&Handle| !new.snapshots.contains_key(*handle);
@@ -344,6 +348,9 @@ pub(super) fn apply(inventory: &mut Inventory, event: pb::InventoryEvent) -> Res
             Ok((uuid, VgName::parse(&name).map_err(|e| bad("volume group", &e))?))
         };
         inventory.vgs = groups.names.into_iter().map(parse).collect::<Result<_>>()?;
+    }
+    if let Some(troubles) = event.troubles {
+        inventory.troubles = troubles::parse(troubles)?;
     }
     for id in &event.volumes_gone {
         inventory.volumes.remove(&parse_handle(id)?);
@@ -430,6 +437,7 @@ mod tests {
                     (handle(*n), Arc::new(snapshot))
                 })
                 .collect(),
+            troubles: troubles::tests::some(free),
         }
     }
 

@@ -183,7 +183,8 @@ impl Host for SimHost {
         let Some(device) = world.device(dm_name) else { return Ok(None) };
         let open = world.mounts.iter().filter(|m| m.source == device.node).count();
         let open_count = u32::try_from(open).unwrap_or(u32::MAX);
-        Ok(Some(DmStatus { open_count, targets: vec![] }))
+        let line = world.raid_status(dm_name).map(|line| ("raid".to_owned(), line));
+        Ok(Some(DmStatus { open_count, targets: line.into_iter().collect() }))
     }
 
     fn read_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>> {

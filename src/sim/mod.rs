@@ -18,6 +18,7 @@ mod lvm;
 mod pool;
 mod print;
 mod programs;
+mod raid;
 mod world;
 
 pub use fault::{Fault, Mode};

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::pool::SimPool;
+use super::raid::SimRaid;
 use crate::host::PathKind;
 use crate::host::dm::DmDevice;
 use crate::host::mountinfo::Mount;
@@ -60,6 +61,8 @@ pub(super) struct SimVg {
     /// Extents of LVs that nobody sees: a pool's data, metadata and spare.
     pub(super) hidden: BTreeMap<LvName, Vec<Area>>,
     pub(super) pools: BTreeMap<LvName, SimPool>,
+    /// What the kernel says of RAID LVs, where it is not what their disks say.
+    pub(super) raid: BTreeMap<LvName, SimRaid>,
     pub(super) next_device_id: u64,
 }
 
@@ -165,8 +168,8 @@ impl World {
             pvs: BTreeMap::new(),
             lvs: BTreeMap::new(),
         };
-        let (hidden, pools) = (BTreeMap::new(), BTreeMap::new());
-        let vg = SimVg { state, hidden, pools, next_device_id: 1 };
+        let (hidden, pools, raid) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let vg = SimVg { state, hidden, pools, raid, next_device_id: 1 };
         self.vgs.insert(uuid.clone(), vg);
         for disk in disks {
             self.add_pv(&uuid, disk);
@@ -264,6 +267,14 @@ impl World {
             source: device.node,
             super_options: vec![],
         });
+    }
+
+    /// A filesystem that is mounted somewhere meets an error, and takes no writes any more.
+    pub fn stop_filesystem(&mut self, at: &Path) {
+        let device = self.mounts.iter().find(|m| m.target == at).map(|m| m.device);
+        for mount in self.mounts.iter_mut().filter(|m| Some(m.device) == device) {
+            mount.super_options.push("ro".to_owned());
+        }
     }
 
     /// Nobody has it open any more.

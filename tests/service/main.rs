@@ -29,4 +29,5 @@ mod link;
 mod pools;
 mod setup;
 mod support;
+mod troubles;
 mod wiping;

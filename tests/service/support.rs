@@ -128,6 +128,15 @@ impl Node {
         node
     }
 
+    /// The same, where its backend need not be ready.
+    pub async fn reincarnate_in_any_state(self) -> Self {
+        let text = self.text.clone();
+        let host = self.end().await;
+        let node = Self::start(&host, &text);
+        node.agent.inventory().wait_for(|now| now.revision > 0).await.unwrap();
+        node
+    }
+
     pub async fn create(&self, request: CreateVolume) -> Result<Volume> {
         self.agent.create_volume(request).await.map(|told| told.value)
     }

@@ -7,6 +7,7 @@
 //! changes nothing. Unmounting needs neither LVM nor the volume.
 
 mod filesystem;
+mod health;
 mod measure;
 mod publish;
 mod stage;

@@ -450,6 +450,20 @@ impl Csi {
         Ok(answer.usage)
     }
 
+    /// `NodeGetVolumeHealth`: the reasons why the volume is not well.
+    ///
+    /// # Errors
+    /// As [`Csi::controller`].
+    pub fn health(&self, volume: &str) -> Result<Vec<String>, Status> {
+        let request = pb::NodeGetVolumeHealthRequest {
+            volume_id: volume.to_owned(),
+            ..pb::NodeGetVolumeHealthRequest::default()
+        };
+        let answer = self.node(async |mut it| it.node_get_volume_health(request).await)?;
+        let entries = answer.volume_health.unwrap_or_default().health_statuses;
+        Ok(entries.into_iter().map(|entry| entry.reason).collect())
+    }
+
     /// `NodeExpandVolume`; the size then, in bytes.
     ///
     /// # Errors

@@ -191,6 +191,11 @@ fn a_disk_is_lost(machine: &Machine, volumes: &mut [(Vol, String)]) -> Result<()
         sleep(Duration::from_secs(1));
     }
     ensure!(lvs(machine)?.iter().any(|name| name == "pvc-r1"), "pvc-r1 is gone");
+    let mut health = Vec::new();
+    for (v, _) in volumes.iter() {
+        health.extend(csi.health(&v.id)?);
+    }
+    ensure!(health.len() >= 2 && health.iter().all(|it| it == "PartialActivation"), "{health:?}");
     a_disk_is_replaced(machine, volumes)
 }
 
@@ -213,6 +218,8 @@ fn a_disk_is_replaced(machine: &Machine, volumes: &[(Vol, String)]) -> Result<()
     for (v, written) in volumes {
         ensure!(sum(machine, &v.file("data"), 6)? == *written, "{}: other data", v.id);
         legs_are_apart(machine, v.lv())?;
+        let health = csi.health(&v.id)?;
+        ensure!(health.is_empty(), "{} is said to be {health:?}", v.id);
         v.detach()?;
         v.delete()?;
     }
