@@ -5,7 +5,9 @@
 mod placement;
 mod registry;
 mod service;
+mod troubles;
 
 pub use placement::{Candidate, Choice, Standing, choose};
 pub use registry::{Registry, Session};
 pub use service::{Capacity, Controller, Listing, SourcePlacement};
+pub use troubles::{Notice, Tells, Watch, tell_of_troubles};

@@ -84,6 +84,12 @@ impl Registry {
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
     }
 
+    /// Sees every change of what any node has.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
     /// The number of nodes that are connected and have told what they have.
     #[must_use]
     pub fn connected(&self) -> usize {

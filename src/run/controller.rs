@@ -10,11 +10,13 @@ use tokio_util::task::TaskTracker;
 use super::config_file;
 use crate::admin::IsReady;
 use crate::cli::{Certificate, Common, Controller as Options};
-use crate::controller::{Controller, Registry};
+use crate::controller::{Controller, Registry, tell_of_troubles};
 use crate::csi::{self, ControllerService, IdentityService, Observer, Readiness, Services};
 use crate::error::{Error, Result};
 use crate::host::Linux;
-use crate::kube::{Api, AuthorityStore, Claims, NodeLabelsWatch, TokenReviews, keep_certificate};
+use crate::kube::{
+    Api, AuthorityStore, Claims, Events, NodeLabelsWatch, TokenReviews, keep_certificate,
+};
 use crate::link::Accept;
 use crate::metrics::Metrics;
 use crate::names::topology_key;
@@ -48,6 +50,8 @@ pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()>
     };
 
     let key = topology_key(&driver_name);
+    let events = Box::new(Events::new(api.clone(), driver_name.clone()));
+    tasks.spawn(tell_of_troubles(Arc::clone(&registry), events, end.clone()));
     let claims = Box::new(Claims::new(api, key.clone()));
     let controller = Arc::new(Controller::new(registry, config, Some(claims), true));
     let observer = Observer::new(metrics.rpc());
