@@ -13,6 +13,7 @@
 )]
 
 mod expansion;
+mod growth;
 mod mistakes;
 mod objects;
 mod placement;
@@ -42,6 +43,8 @@ fn main() -> ExitCode {
     tests.add("expansion::while_in_use", expansion::while_in_use);
     tests.add("expansion::too_large_and_lowered_again", expansion::too_large_and_lowered_again);
     tests.add("raid::a_mirror_on_two_disks", raid::a_mirror_on_two_disks);
+    tests.add("raid::a_leg_that_fails_is_told_of", raid::a_leg_that_fails_is_told_of);
+    tests.add("growth::a_pool_grows_under_a_pod", growth::a_pool_grows_under_a_pod);
     tests.add("wiping::a_deleted_claim_is_wiped", wiping::a_deleted_claim_is_wiped);
     tests.add("snapshots::of_a_mounted_volume", snapshots::of_a_mounted_volume);
     tests.add("snapshots::of_a_block_volume", snapshots::of_a_block_volume);

@@ -12,12 +12,14 @@ pub(crate) const TOPOLOGY: &str = "topology.lvm.cinderblock.dev/node";
 /// The backend for RAID, and its VG.
 pub(crate) const RAID: &str = "mirrored";
 pub(crate) const RAID_VG: &str = "mirrored-vg";
+/// Its thin pool, small enough to be filled.
+pub(crate) const SMALL_POOL: &str = "small";
 /// A backend whose VG is on no node.
 pub(crate) const MISSING_BACKEND: &str = "missing";
 pub(crate) const SNAPSHOT_CLASS: &str = "snapshots";
 
 /// Installs the driver: one backend on each node's first disk, with room for thin and for thick
-/// volumes, one on two more disks for RAID, and one that no node has.
+/// volumes, one on two more disks for RAID and with a small pool, and one that no node has.
 pub(crate) fn install(cluster: &Cluster) -> Result<()> {
     let values = json!({
         "backends": [
@@ -33,6 +35,7 @@ pub(crate) fn install(cluster: &Cluster) -> Result<()> {
                 "volumeGroup": RAID_VG,
                 "create": true,
                 "devices": [driver::disk(2), driver::disk(3)],
+                "thinPool": { "name": SMALL_POOL, "size": "256Mi", "overprovision": 2 },
             },
             { "name": MISSING_BACKEND, "volumeGroup": "no-such-vg" },
         ],

@@ -5,7 +5,7 @@ use cinderblock_lab::Cluster;
 use serde_json::Value;
 
 use crate::objects::{Binding, Claim, SYSTEM, class, on_node, pod};
-use crate::support::{SOON, Test, check, list, node_of, object, text, write};
+use crate::support::{SOON, Test, check, list, node_of, object, pods, text, write};
 
 /// Claims of three kinds, and a pod on node1 that has written into them.
 fn in_use(test: &Test<'_>) -> Result<[Claim; 3]> {
@@ -30,18 +30,6 @@ fn works_in_a_new_pod(test: &Test<'_>, claims: &[Claim; 3]) -> Result<()> {
     test.run(&pod("user", &all))?;
     test.sh("user", &check(&all))?;
     Ok(())
-}
-
-/// The names of the driver's pods of a component, and where they are.
-fn pods(cluster: &Cluster, component: &str) -> Result<Vec<(String, String)>> {
-    let label = format!("--selector=app.kubernetes.io/component={component}");
-    let pods = cluster.get_json(&["pods", "--namespace", SYSTEM, &label])?;
-    let pods = pods["items"].as_array().context("no list of pods")?;
-    let name = |pod: &Value| {
-        let name = text(&pod["metadata"]["name"])?.to_owned();
-        Ok((name, text(&pod["spec"]["nodeName"])?.to_owned()))
-    };
-    pods.iter().map(name).collect()
 }
 
 pub(crate) fn agent(cluster: &Cluster) -> Result<()> {

@@ -177,6 +177,18 @@ pub(crate) fn list(cluster: &Cluster, kind: &str) -> Result<Vec<Value>> {
     Ok(all["items"].as_array().cloned().unwrap_or_default())
 }
 
+/// The names of the driver's pods of a component, and where they are.
+pub(crate) fn pods(cluster: &Cluster, component: &str) -> Result<Vec<(String, String)>> {
+    let label = format!("--selector=app.kubernetes.io/component={component}");
+    let pods = cluster.get_json(&["pods", "--namespace", objects::SYSTEM, &label])?;
+    let pods = pods["items"].as_array().context("no list of pods")?;
+    let name = |pod: &Value| {
+        let name = text(&pod["metadata"]["name"])?.to_owned();
+        Ok((name, text(&pod["spec"]["nodeName"])?.to_owned()))
+    };
+    pods.iter().map(name).collect()
+}
+
 /// A text in an object.
 pub(crate) fn text(value: &Value) -> Result<&str> {
     value.as_str().with_context(|| format!("{value} should be a text"))
