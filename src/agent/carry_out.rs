@@ -50,7 +50,10 @@ impl<H: Host> Agent<H> {
                 }
             };
             for step in &steps {
-                if let Err(error) = turn.run(step).await {
+                self.0.births.begin(vg, step);
+                let ran = turn.run(step).await;
+                self.0.births.end(vg, step, &ran);
+                if let Err(error) = ran {
                     let judged = self.judge(&mut turn, error, step, &steps, &plan).await;
                     return judged.map_err(|e| in_doubt(e, progress));
                 }

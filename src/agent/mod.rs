@@ -6,6 +6,7 @@
 //! left. All of it runs in a task of its own: a caller that goes away changes nothing.
 
 mod backends;
+mod birth;
 mod blocking;
 mod carry_out;
 mod copy;
@@ -56,6 +57,7 @@ struct Inner<H> {
     /// What is known of each backend beside its VG.
     setup: backends::Setup,
     wiping: wipe::Wiping,
+    births: birth::Births,
     copies: copy::Copies,
     cows: cow::Cows,
     inventory: watch::Sender<Arc<Inventory>>,
@@ -90,6 +92,7 @@ impl<H: Host> Agent<H> {
             labels,
             setup: backends::Setup::default(),
             wiping: wipe::Wiping::default(),
+            births: birth::Births::default(),
             copies: copy::Copies::default(),
             cows: cow::Cows::default(),
             inventory: watch::Sender::new(Arc::new(Inventory::default())),

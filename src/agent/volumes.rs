@@ -76,7 +76,9 @@ impl<H: Host> Agent<H> {
         if let Some(source) = source.filter(|_| !vg.state().lvs.contains_key(lv)) {
             self.must_not_be_lost(vg, source).await?;
         }
-        self.carry_out(vg, |state, rules| plan::create::plan(state, rules, request)).await
+        let make = || self.carry_out(vg, |state, rules| plan::create::plan(state, rules, request));
+        let state = make().await?;
+        if self.remove_if_cut(vg, &state, lv).await? { make().await } else { Ok(state) }
     }
 
     async fn snapshot(&self, request: CreateSnapshot) -> Result<Told<Snapshot>> {

@@ -6,6 +6,7 @@ use cinderblock::agent::{Publish, Statistics};
 use cinderblock::domain::{AccessMode, AccessType, Capability, Provisioning, VolumeAgent};
 use cinderblock::error::ErrorKind;
 use cinderblock::lvm::tag::{FsType, Usage};
+use cinderblock::sim::{Content, Fault, Mode};
 use cinderblock::units::Bytes;
 
 use crate::support::{Node, VG, cloned, mounted, restored, staging, thick, thin, volume};
@@ -107,6 +108,32 @@ async fn a_filesystem_is_made_once_and_never_over_anything() {
     let error = node.stage(&b, mounted(FsType::Ext4)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
     assert!(error.chain().contains("zfs_member") && error.chain().contains("nothing was changed"));
+}
+
+/// LVM was cut between writing a new volume into its metadata and clearing its first blocks.
+#[tokio::test(start_paused = true)]
+async fn a_volume_whose_birth_was_cut_shows_nothing_of_the_one_before() {
+    for mode in [Mode::KillAfter, Mode::Lose, Mode::FailAfter] {
+        let node = Node::ready().await;
+        let all = node.host.world().vg(VG).unwrap().free_extents();
+        node.host.arm(Some(Fault { at: 0, mode }));
+        let first = node.create(thick("pvc-a")).await;
+        let old =
+            Content { foreign: Some("ext4 of another tenant".to_owned()), ..Content::default() };
+        node.host.world().set_content(VG, "pvc-a", old);
+        let node = if mode.kills() { node.reincarnate().await } else { node };
+        node.host.arm(None);
+        // Whoever was told that it is there has it from a call that saw LVM end well.
+        assert!(first.is_err() || mode != Mode::KillAfter);
+        let a = node.create(thick("pvc-a")).await.unwrap().handle;
+        node.write(&a, mounted(FsType::Ext4), "mine").await;
+        assert_eq!(node.read(&a, mounted(FsType::Ext4)).await, "mine");
+        // One that is in use is never taken for one.
+        node.create(thick("pvc-a")).await.unwrap();
+        assert_eq!(node.read(&a, mounted(FsType::Ext4)).await, "mine");
+        node.delete(&a).await.unwrap();
+        assert_eq!(node.host.world().vg(VG).unwrap().free_extents(), all);
+    }
 }
 
 /// A volume that was never staged has nothing in it, and so has what is made of it.

@@ -204,7 +204,7 @@ impl<H: Host> Agent<H> {
         self.change(lv, "grow", &grow(fs, &device.node, at)).await
     }
 
-    pub(super) async fn superblock(
+    pub(in crate::agent) async fn superblock(
         &self,
         lv: &Lv,
         device: &DmDevice,

@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 
 use crate::support::{
     BACKEND, GIB, MIB, THICK, THICK_BLOCK, THIN, VG, Vol, bare, code, expect_nothing_left,
-    filesystem, fill, lvs, pooled, power_cut, started, sum,
+    filesystem, fill, lvs, on_disk, pooled, power_cut, started, sum,
 };
 
 const PATIENCE: Duration = Duration::from_mins(4);
@@ -72,7 +72,7 @@ fn a_copy_is_what_its_source_was() -> Result<()> {
             }
             let room =
                 machine.sh(&format!("df --output=size -B1M {} | tail -1", restored.file("")))?;
-            ensure!(room.trim().parse::<u64>()? > 320, "the restored one has {room} MiB");
+            ensure!(room.trim().parse::<u64>()? > 300, "the restored one has {room} MiB");
             // The source first.
             v.detach()?;
             v.delete()?;
@@ -156,7 +156,7 @@ fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
         let rest = csi.capacity(&THICK_BLOCK)?;
         let filler = Vol::create(&csi, THICK_BLOCK, "pvc-filler", rest)?;
         fill(machine, &v.file(""), 512)?;
-        let lost = "cinderblock_thick_snapshot_used_ratio{vg=\"vg0\",snapshot=\"snap-2\"}";
+        let lost = "cinderblock_thick_snapshot_used_ratio";
         machine.driver.wait_until(PATIENCE, "told that it is lost", || {
             Ok(machine.driver.metric(lost)? == Some(1.0))
         })?;
@@ -165,9 +165,11 @@ fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
         let filled = filler.delete();
         filled?;
         for round in ["before a reboot", "after it"] {
+            let csi = machine.driver.csi()?;
             let refused =
                 Vol::from(&csi, THICK_BLOCK, "pvc-lost", 512 * MIB, Source::Snapshot(&taken));
-            ensure!(code(refused)? == Code::FailedPrecondition, "{round}");
+            let code = code(refused)?;
+            ensure!(code == Code::FailedPrecondition, "{round}: {code}");
             if round == "before a reboot" {
                 power_cut(machine)?;
             }
@@ -236,13 +238,8 @@ fn a_thick_snapshot_leaves_no_trace_and_never_goes_with_its_origin() -> Result<(
         write(word)?;
         let taken = snapshot(&csi, "snapshot-1", &v, "100%")?;
         write("other-lines")?;
-        let found = || {
-            let raw = disk(1);
-            machine.sh(&format!(
-                "dd if={raw} bs=1M iflag=direct 2>/dev/null | grep -a -c {word} || true"
-            ))
-        };
-        ensure!(found()?.trim() != "0", "it is not on the disk: this proves nothing");
+        let found = || on_disk(machine, &disk(1), word);
+        ensure!(found()? > 1_000_000, "it is not on the disk: this proves nothing");
         let select = "lv_name=pvc-1 && lv_attr!~\"^[oO]\"";
         machine.sh(&format!("lvremove -y --select '{select}' vg0"))?;
         ensure!(lvs(machine)?.iter().any(|lv| lv == "snap-1"), "LVM removed the snapshot");
@@ -250,7 +247,7 @@ fn a_thick_snapshot_leaves_no_trace_and_never_goes_with_its_origin() -> Result<(
         machine.driver.wait_until(PATIENCE, "wiped", || {
             Ok(machine.driver.metric("cinderblock_trash_volumes")? == Some(0.0))
         })?;
-        ensure!(found()?.trim() == "0", "it is on the disk still");
+        ensure!(found()? == 0, "it is on the disk still");
         v.detach()?;
         v.delete()?;
         machine.driver.wait_until(PATIENCE, "wiped", || {

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use cinderblock_lab::driver::{Class, Csi, Machine, Source, is_open};
+use cinderblock_lab::driver::{Access, Class, Csi, Machine, Source, is_open};
 use tonic::Status;
 
 use crate::support::{
@@ -57,7 +57,10 @@ fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Result<()> {
     if copied {
         let of = format!("snapshot-{name}");
         let taken = insist("snapshot", || csi.snapshot(&of, &v.id))?.snapshot_id;
-        fill(machine, &v.file("later"), 2)?;
+        // On a device there is no other place to write to.
+        if class.access != Access::Block {
+            fill(machine, &v.file("later"), 2)?;
+        }
         for (kind, from) in
             [("restored", Source::Snapshot(&taken)), ("cloned", Source::Volume(&v.id))]
         {

@@ -211,6 +211,14 @@ pub(crate) fn sum(machine: &Machine, file: &str, mib: u64) -> Result<String> {
     text.split(' ').next().map(str::to_owned).context("no checksum")
 }
 
+/// How many lines with this word a disk has, read past every cache and past LVM.
+pub(crate) fn on_disk(machine: &Machine, disk: &str, word: &str) -> Result<u64> {
+    let count = machine.sh(&format!(
+        "dd if={disk} bs=1M iflag=direct 2>/dev/null | tr '\\0' '\\n' | grep -a -c {word} || true"
+    ))?;
+    count.trim().parse().with_context(|| count.clone())
+}
+
 /// The code of a call that should fail.
 pub(crate) fn code<T>(result: Result<T, Status>) -> Result<Code> {
     match result {

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, ensure};
 use cinderblock_lab::driver::{Class, Machine, disk};
 
 use crate::support::{
-    BACKEND, GIB, MIB, THICK, THICK_BLOCK, THIN, VG, Vol, bare, expect_nothing_left, lvs, pooled,
-    started,
+    BACKEND, GIB, MIB, THICK, THICK_BLOCK, THIN, VG, Vol, bare, expect_nothing_left, lvs, on_disk,
+    pooled, started,
 };
 
 /// Small, because it is read as a whole many times.
@@ -21,14 +21,6 @@ fn mark(machine: &Machine, file: &str, word: &str, mib: u64) -> Result<()> {
         "yes {word} | dd of={file} bs=1M count={mib} iflag=fullblock oflag=direct conv=fsync 2>/dev/null"
     ))?;
     Ok(())
-}
-
-/// How many lines with this word a disk has, read past every cache and past LVM.
-fn on_disk(machine: &Machine, disk: &str, word: &str) -> Result<u64> {
-    let count = machine.sh(&format!(
-        "dd if={disk} bs=1M iflag=direct 2>/dev/null | tr '\\0' '\\n' | grep -a -c {word} || true"
-    ))?;
-    count.trim().parse().with_context(|| count.clone())
 }
 
 /// A volume full of lines with a word, which are then on the disk. The volume's name is not in them:
