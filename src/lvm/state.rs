@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::layout::ThickLayout;
-use super::tag::{Kind, Pending, Tags};
+use super::tag::{Kind, Pending, Tags, Usage};
 use crate::names::{CsiName, Handle, LvName, LvmUuid, VgName};
 use crate::units::{Bytes, ExtentSize, Extents};
 
@@ -234,6 +234,14 @@ impl Lv {
         self.tags.is_ours()
             && matches!(self.tags.kind, Some(Kind::Volume | Kind::Snapshot | Kind::Image))
             && self.name == LvName::trash(&self.uuid)
+    }
+
+    /// Whether its disks held something before that was never zeroed, only hidden by its filesystem. A
+    /// thin pool zeroes everything.
+    #[must_use]
+    pub fn hides_old_data(&self) -> bool {
+        let thick = self.pool().is_none() && matches!(self.tags.usage, Some(Usage::Filesystem(_)));
+        self.tags.hides || thick
     }
 
     /// The name that the CO gave to this volume or snapshot. `None` when it cannot be told.

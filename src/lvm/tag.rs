@@ -112,6 +112,9 @@ pub struct Tags {
     pub wipe: Option<Wipe>,
     /// How much of it is cleared already, from its start.
     pub wiped_bytes: Option<Bytes>,
+    /// Whether its filesystem hides what the disks of a thick volume held before it: copied from one
+    /// that was never zeroed, or from a copy of that.
+    pub hides: bool,
     /// The claim it was made for.
     pub claim: Option<Claim>,
     /// Tags that this version does not know, in LVM's order.
@@ -274,6 +277,10 @@ impl Tags {
             "copied" => set(&mut self.copied_bytes, value.parse().ok().map(Bytes::new)),
             "wipe" => set(&mut self.wipe, Wipe::parse(value)),
             "wiped" => set(&mut self.wiped_bytes, value.parse().ok().map(Bytes::new)),
+            "hides" if value.is_empty() && !self.hides => {
+                self.hides = true;
+                Some(())
+            }
             "pvc" => set(&mut self.claim, Claim::parse(value)),
             _ => None,
         }
@@ -295,6 +302,7 @@ impl Tags {
         out.extend(self.copied_bytes.map(copied_tag));
         out.extend(self.wipe.map(|w| format!("cb.wipe={w}")));
         out.extend(self.wiped_bytes.map(wiped_tag));
+        out.extend(self.hides.then(|| "cb.hides".to_owned()));
         out.extend(self.claim.as_ref().map(|c| format!("cb.pvc={}", c.print())));
         out.extend(self.others.iter().cloned());
         out.retain(|tag| tag.len() <= TAG_MAX);
@@ -413,6 +421,7 @@ mod tests {
             copied_bytes: Some(Bytes::mib(3)),
             wipe: Some(Wipe::Discard),
             wiped_bytes: Some(Bytes::gib(1)),
+            hides: true,
             claim: Some(Claim { namespace: "db".to_owned(), name: "data-0".to_owned() }),
             others: vec!["backup=daily".to_owned()],
         }
@@ -433,6 +442,7 @@ mod tests {
                 "cb.copied=3145728",
                 "cb.wipe=discard",
                 "cb.wiped=1073741824",
+                "cb.hides",
                 "cb.pvc=db/data-0",
                 "backup=daily",
             ]

@@ -225,6 +225,12 @@ fn restore(
     extents: Extents,
     from: &Lv,
 ) -> Result<Vec<Change>> {
+    if request.usage == Usage::Block && from.hides_old_data() {
+        return Err(Error::invalid(format!(
+            "the source {} was made for a filesystem, and as a device would show what its disks held before: use volumeMode Filesystem",
+            from.name
+        )));
+    }
     let pool = match (provisioning, from.pool(), &rules.pool) {
         (Provisioning::Thin, Some(has), Some(pool)) if *has == pool.lv => pool,
         _ => {
@@ -241,6 +247,7 @@ fn restore(
     };
     let mut tags = tags(&lv, request, pending);
     tags.source = request.source.as_ref().map(source_tag);
+    tags.hides = from.tags.hides;
     let grows = size > from.size;
     tags.born_bytes = grows.then_some(size);
     let origin = from.name.clone();
@@ -289,6 +296,8 @@ fn copied(
     }
     let mut tags = tags(&lv, request, pending);
     tags.source = request.source.as_ref().map(source_tag);
+    // A thick volume bears that in its layout.
+    tags.hides = provisioning == Provisioning::Thin && from.hides_old_data();
     let tags = tags.print();
     blank(vg, rules, provisioning, request, lv, extents, tags)
 }

@@ -51,6 +51,7 @@ pub fn plan(vg: &VgState, rules: &Rules, request: &CreateSnapshot) -> Result<Pla
         usage: origin.tags.usage,
         // It holds blocks of the volume, which are to be cleared with the last that has them.
         wipe: origin.tags.wipe,
+        hides: origin.tags.hides,
         ..Tags::default()
     };
     Ok(Plan::Steps(vec![change(vg, rules, origin, lv, request.cow_size, tags.print())?]))

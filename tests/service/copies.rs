@@ -70,6 +70,40 @@ async fn every_source_gives_its_content_to_every_kind() {
     assert_eq!(node.agent.copies().read, 6 << 30);
 }
 
+/// A thick filesystem was never zeroed, and neither is what is copied from it, however often.
+#[tokio::test(start_paused = true)]
+async fn what_a_filesystem_hides_is_never_shown_by_a_copy() {
+    let node = Node::ready().await;
+    let (source, snapshot) = snapshotted(&node).await;
+    let as_block = |request: cinderblock::domain::CreateVolume| cinderblock::domain::CreateVolume {
+        usage: Usage::Block,
+        ..request
+    };
+    let all = free(&node);
+    for request in [restored("pvc-1", &snapshot, 1), cloned("pvc-1", &source)] {
+        for request in [as_block(request.clone()), as_thick(as_block(request))] {
+            let error = node.create(request).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.to_string().contains("use volumeMode Filesystem"), "{error}");
+        }
+    }
+    assert_eq!(free(&node), all);
+    let copy = node.create(restored("pvc-2", &snapshot, 1)).await.unwrap().handle;
+    node.write(&copy, mounted(EXT4), "mine").await;
+    let error = node.stage(&copy, AccessType::Block).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+    let again = node.snapshot("snapshot-2", &copy).await.unwrap().handle;
+    let error = node.create(as_block(restored("pvc-3", &again, 1))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    let again = node.create(cloned("pvc-3", &copy)).await.unwrap().handle;
+    let error = node.create(as_block(cloned("pvc-4", &again))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    // Thin all the way, it was zeroed by the pool.
+    let thin = node.create(thin("pvc-thin")).await.unwrap().handle;
+    node.write(&thin, mounted(EXT4), "mine").await;
+    node.create(as_block(cloned("pvc-5", &thin))).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_of_a_thick_volume_is_one_process_and_its_room_counts() {
     let node = Node::ready().await;

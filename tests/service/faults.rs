@@ -188,8 +188,12 @@ cases! {
         |node, h| node.snapshot("snapshot-1", &h[0]).await.map(drop);
     restore_thick: |node| thick_snapshotted(node, None).await,
         |node, h| node.create(as_thick(restored("pvc-1", &h[1], 1))).await.map(drop);
-    restore_thick_to_a_larger_block: |node| thick_snapshotted(node, None).await,
-        |node, h| {
+    restore_thick_to_a_larger_block: |node| {
+        let source = made(node, block("pvc-0", Provisioning::Thick)).await;
+        node.write(&source, AccessType::Block, "data").await;
+        let snapshot = node.snapshot("snapshot-0", &source).await.unwrap().handle;
+        vec![source, snapshot]
+    }, |node, h| {
             let request = restored("pvc-1", &h[1], 2);
             let request = cinderblock::domain::CreateVolume { usage: Usage::Block, ..request };
             node.create(as_thick(request)).await.map(drop)

@@ -151,13 +151,15 @@ impl<H: Host> Agent<H> {
 }
 
 /// Refuses to show a filesystem's volume as a device: what its disks held before was never zeroed,
-/// only hidden by the filesystem. A thin pool zeroes everything.
+/// only hidden by the filesystem.
 pub(super) fn may_be_a_device(lv: &Lv) -> Result<()> {
-    match (lv.tags.usage, lv.pool()) {
-        (Some(Usage::Filesystem(fs)), None) => Err(Error::failed_precondition(format!(
-            "volume {} was made for {fs}, and as a device would show what its disks held before: use volumeMode Filesystem",
-            lv.name
-        ))),
+    match lv.tags.usage {
+        Some(Usage::Filesystem(fs)) if lv.hides_old_data() => {
+            Err(Error::failed_precondition(format!(
+                "volume {} was made for {fs}, and as a device would show what its disks held before: use volumeMode Filesystem",
+                lv.name
+            )))
+        }
         _ => Ok(()),
     }
 }
