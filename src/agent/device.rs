@@ -7,14 +7,15 @@ use std::time::Duration;
 use super::Agent;
 use super::blocking::within;
 use super::carry_out::own_lv;
-use super::raid::survives;
-use super::store::{Vg, partial};
+use super::raid::{lost_snapshots, survives};
+use super::store::{Turn, Vg, partial};
 use crate::error::{Error, Result};
 use crate::host::dm::DmDevice;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::{Host, PathKind};
 use crate::lvm::command::Change;
 use crate::lvm::state::{Lv, LvLayout, VgState};
+use crate::lvm::tag::Kind;
 use crate::names::{LvName, dm_name};
 use crate::plan::unfinished_raid;
 
@@ -67,6 +68,7 @@ impl<H: Host> Agent<H> {
         if state.is_partial() && !survives(&state, found) {
             return Err(partial(&state));
         }
+        remove_lost_images(&mut turn, &state, found).await?;
         turn.run(&Change::Activate { lv: lv.clone() }).await?;
         // LVM says "success" when it skips an LV: only the device itself proves it.
         self.device(&state, found).await?.ok_or_else(|| {
@@ -132,6 +134,32 @@ impl<H: Host> Agent<H> {
             Error::host(format!("cannot look up who uses {what}")).because(e)
         })
     }
+}
+
+/// LVM activates no LV without all its thick snapshots. An image that a copy was made from is nothing
+/// that anybody would miss: the copy begins again. A snapshot is for its owner to give up.
+async fn remove_lost_images<H: Host>(
+    turn: &mut Turn<'_, H>,
+    state: &VgState,
+    lv: &Lv,
+) -> Result<()> {
+    let names: Vec<_> = lost_snapshots(state, lv)
+        .filter(|lv| lv.tags.kind != Some(Kind::Image) || !lv.tags.is_ours())
+        .map(|lv| lv.name.as_str())
+        .collect();
+    if !names.is_empty() {
+        return Err(Error::failed_precondition(format!(
+            "volume {0} has all its data on the disks that are there, but what its snapshots {1} keep is on one that is missing, and LVM activates none without the other: \
+             bring the disk back, or delete these VolumeSnapshots",
+            lv.name,
+            names.join(", ")
+        )));
+    }
+    for image in lost_snapshots(state, lv) {
+        tracing::warn!(vg = %state.name, lv = %image.name, "what a volume is being copied from is lost with a disk: the copy begins again");
+        turn.run(&Change::Remove { lv: image.name.clone(), uuid: image.uuid.clone() }).await?;
+    }
+    Ok(())
 }
 
 /// A mount whose root has the name of the device's node, and at which that very device is.

@@ -62,10 +62,18 @@ impl<H: Host> Agent<H> {
         let Some(device) = self.device(state, lv).await? else { return Ok(None) };
         let what = format!("device {}", device.name);
         let status = within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
-            host.device_status(&device.name)
+            let status = host.device_status(&device.name)?;
+            // With thick snapshots, its LV is a layer above the legs.
+            let is_layer = |(kind, _): &(String, String)| kind == "snapshot-origin";
+            if status.as_ref().is_some_and(|s| s.targets.iter().any(is_layer)) {
+                return host.device_status(&format!("{}-real", device.name));
+            }
+            Ok(status)
         })
         .await?
-        .map_err(|e| Error::host(format!("cannot ask the kernel about {what}")).because(e))?;
+        .map_err(|e: std::io::Error| {
+            Error::host(format!("cannot ask the kernel about {what}")).because(e)
+        })?;
         Ok(status.and_then(|s| s.targets.first().and_then(|(_, line)| RaidStatus::parse(line))))
     }
 }
@@ -90,6 +98,18 @@ fn tell(volume: &Handle, before: Option<&RaidStatus>, now: &RaidStatus) {
 pub(super) fn survives(state: &VgState, lv: &Lv) -> bool {
     let LvLayout::Raid(layout @ ThickLayout::Raid { .. }) = &lv.layout else { return false };
     lost_legs(state, lv) <= layout.spare_legs()
+}
+
+/// The thick snapshots of an LV that are lost with a missing disk, and without which LVM does not
+/// activate it: what they keep is on that disk.
+pub(super) fn lost_snapshots<'a>(state: &'a VgState, lv: &'a Lv) -> impl Iterator<Item = &'a Lv> {
+    state.cow_snapshots(&lv.name).filter(|snapshot| is_lost_with_disk(state, snapshot))
+}
+
+/// Whether what a thick snapshot keeps is on a disk that is missing.
+pub(super) fn is_lost_with_disk(state: &VgState, lv: &Lv) -> bool {
+    let here = |pv| state.pvs.get(pv).is_some_and(|pv| pv.device.is_some());
+    lv.cow_origin().is_some() && lv.areas.iter().any(|area| !here(&area.pv))
 }
 
 /// How many legs of a RAID LV are on disks that are missing.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Agent;
 use super::inventory::{snapshot_of, volume_of};
+use super::raid::is_lost_with_disk;
 use super::store::Vg;
 use crate::domain::{
     Answer, CapacityRange, ContentSource, CreateSnapshot, CreateVolume, Snapshot, Told, Volume,
@@ -12,6 +13,7 @@ use crate::domain::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
+use crate::lvm::command::Change;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::Kind;
 use crate::names::{Handle, LvName};
@@ -120,11 +122,36 @@ impl<H: Host> Agent<H> {
             self.stop_copy(&lv.uuid).await;
         }
         let state = vg.state();
+        let lost = state.lvs.get(&handle.lv).is_some_and(|lv| is_lost_with_disk(&state, lv));
+        if lost && kind == Kind::Snapshot {
+            return self.remove_lost(&vg, &handle).await;
+        }
         // LVM refuses to remove what is open, too; asked before, we can say who it is.
         if !matches!(plan::remove::plan(&state, &handle.lv, kind), Ok(Plan::Done) | Err(_)) {
             self.must_be_idle(&state, &handle.lv).await?;
         }
         self.carry_out(&vg, |state, _| plan::remove::plan(state, &handle.lv, kind)).await?;
+        Ok(Told { value: (), revision: self.publish() })
+    }
+
+    /// Removes a thick snapshot that is lost with a missing disk. Nothing else of such a VG changes.
+    async fn remove_lost(&self, vg: &Vg, handle: &Handle) -> Result<Told<()>> {
+        let mut turn = self.0.store.turn(vg).await?;
+        let state = turn.refresh_though_partial().await?;
+        if let Plan::Steps(_) = plan::remove::plan(&state, &handle.lv, Kind::Snapshot)?
+            && let Some(lv) = state.lvs.get(&handle.lv).filter(|lv| is_lost_with_disk(&state, lv))
+        {
+            let change = Change::Remove { lv: lv.name.clone(), uuid: lv.uuid.clone() };
+            let ran = turn.run(&change).await;
+            let state = turn.refresh_though_partial().await?;
+            // Only its own disks could say that it is gone, and those that are there do.
+            if state.lvs.contains_key(&handle.lv) {
+                ran?;
+                let sentence = format!("snapshot {} is still there", handle.lv);
+                return Err(Error::unavailable(sentence));
+            }
+        }
+        drop(turn);
         Ok(Told { value: (), revision: self.publish() })
     }
 

@@ -41,11 +41,6 @@ pub fn store(vg: &VgState, origin: Bytes, size: CowSize) -> Extents {
 /// When it cannot, and why.
 pub fn may_have_snapshots(origin: &Lv) -> Result<()> {
     match origin.thick() {
-        Some(layout) if layout.is_raid() => Err(Error::failed_precondition(format!(
-            "volume {} is {layout}, and a thick snapshot is not: with the disk that has the snapshot, LVM could not activate the volume either. \
-             Use a class with provisioning: thin on a pool with that layout",
-            origin.name
-        ))),
         Some(_) => Ok(()),
         None => Err(Error::failed_precondition(format!(
             "volume {} has a layout of which this driver takes no snapshots: {:?}",

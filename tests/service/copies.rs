@@ -1,6 +1,8 @@
 //! Thick snapshots, and volumes that get their content copied: complete or not there.
 
-use cinderblock::domain::{AccessType, CowSize, CreateSnapshot, Provisioning, VolumeAgent};
+use cinderblock::domain::{
+    AccessType, ContentSource, CowSize, CreateSnapshot, CreateVolume, Provisioning, VolumeAgent,
+};
 use cinderblock::error::ErrorKind;
 use cinderblock::lvm::layout::{RaidLevel, ThickLayout};
 use cinderblock::lvm::state::LvLayout;
@@ -75,10 +77,7 @@ async fn every_source_gives_its_content_to_every_kind() {
 async fn what_a_filesystem_hides_is_never_shown_by_a_copy() {
     let node = Node::ready().await;
     let (source, snapshot) = snapshotted(&node).await;
-    let as_block = |request: cinderblock::domain::CreateVolume| cinderblock::domain::CreateVolume {
-        usage: Usage::Block,
-        ..request
-    };
+    let as_block = |request: CreateVolume| CreateVolume { usage: Usage::Block, ..request };
     let all = free(&node);
     for request in [restored("pvc-1", &snapshot, 1), cloned("pvc-1", &source)] {
         for request in [as_block(request.clone()), as_thick(as_block(request))] {
@@ -295,18 +294,22 @@ async fn a_lost_snapshot_is_told_and_never_restored_from() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn raid_has_no_thick_snapshots_and_says_why() {
+async fn raid_has_thick_snapshots_too() {
     let node = Node::ready_without_a_pool().await;
     let mut request = volume("pvc-0", Provisioning::Thick, Usage::Block, 1);
     request.class.layout =
         ThickLayout::Raid { level: RaidLevel::Raid1, legs: 2, stripe_size: Bytes::ZERO };
-    let source = node.create(request).await.unwrap().handle;
-    node.write(&source, AccessType::Block, "data").await;
-    let all = free(&node);
-    let error = node.snapshot("snapshot-0", &source).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
-    let error = node.create(as_thick(cloned("pvc-1", &source))).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
-    assert!(error.to_string().contains("thin on a pool"), "{error}");
-    assert_eq!(free(&node), all);
+    let source = node.create(request.clone()).await.unwrap().handle;
+    node.write(&source, AccessType::Block, "before").await;
+    let snapshot = node.snapshot("snapshot-0", &source).await.unwrap().handle;
+    node.write(&source, AccessType::Block, "after").await;
+    for (name, from, wanted) in [
+        ("pvc-1", ContentSource::Snapshot(snapshot), "before"),
+        ("pvc-2", ContentSource::Volume(source), "after"),
+    ] {
+        let name = CsiName::parse(name).unwrap();
+        let request = CreateVolume { name, source: Some(from), ..request.clone() };
+        let copy = node.create(request).await.unwrap().handle;
+        assert_eq!(node.read(&copy, AccessType::Block).await, wanted);
+    }
 }

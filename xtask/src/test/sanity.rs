@@ -42,7 +42,7 @@ pub(super) fn run(kinds: &[Kind], filter: Option<&str>) -> Outcome {
                 continue;
             };
             match ran {
-                Ok(run) => outcome.add(judge(kind, &run, filter, took)),
+                Ok(run) => outcome.add(judge(kind, &run, took)),
                 Err(error) => {
                     println!("{error:#}");
                     let name = kind.name();
@@ -59,13 +59,13 @@ fn timed(kind: Kind, flags: &[String]) -> (Result<sanity::Run>, Duration) {
     (sanity::run(kind, flags, false), start.elapsed())
 }
 
-fn judge(kind: Kind, run: &sanity::Run, filter: Option<&str>, took: Duration) -> Outcome {
-    show(kind, run, filter, took);
+fn judge(kind: Kind, run: &sanity::Run, took: Duration) -> Outcome {
+    show(kind, run, took);
     let failed = run.report.failed.iter().map(|case| format!("{}: {case}", kind.name()));
     Outcome { counts: run.report.counts(), failed: failed.collect() }
 }
 
-fn show(kind: Kind, run: &sanity::Run, filter: Option<&str>, took: Duration) {
+fn show(kind: Kind, run: &sanity::Run, took: Duration) {
     let report = &run.report;
     if !report.failed.is_empty() {
         println!("--- output of csi-sanity, {} ---", kind.name());
@@ -78,10 +78,6 @@ fn show(kind: Kind, run: &sanity::Run, filter: Option<&str>, took: Duration) {
     let left_out = report.to_string();
     if !left_out.is_empty() {
         println!("  {name}: {left_out}");
-    }
-    // With a filter the cases that were not asked are those that it leaves out.
-    if let (None, Some(why)) = (filter, kind.not_asked()) {
-        println!("  {name}: {} cases are not asked: {why}", report.not_asked.len());
     }
 }
 

@@ -1,4 +1,4 @@
-//! csi-sanity against the driver in a node VM. Which cases there are is csi-sanity's business; which are left out, and why, is said here.
+//! csi-sanity against the driver in a node VM. Which cases there are is csi-sanity's business; we leave none out.
 
 mod report;
 
@@ -33,21 +33,6 @@ const SIZES: [u64; 2] = [GIB / 2, GIB];
 
 /// A run takes two minutes on an idle machine.
 const TIMEOUT: Duration = Duration::from_mins(20);
-
-/// Cases that make a snapshot, or a volume from a volume. Thick volumes can do neither yet.
-const NEEDS_A_SNAPSHOT: [&str; 11] = [
-    "GetSnapshot .* should return snapshot that match the specified snapshot id",
-    "CreateSnapshot .* already existing name and same source volume ID",
-    "CreateSnapshot .* already existing name and different source volume ID",
-    "CreateSnapshot .* should succeed when creating snapshot with maximum-length name",
-    "DeleteSnapshot .* should return appropriate values",
-    "ListSnapshots .* should return snapshots that match the specified snapshot id",
-    "ListSnapshots .* should return snapshots that match the specified source volume id",
-    "ListSnapshots .* check the presence of new snapshots in the snapshot list",
-    "ListSnapshots .* should return next token when a limited number of entries are requested",
-    "CreateVolume should create volume from an existing source snapshot",
-    "CreateVolume should create volume from an existing source volume",
-];
 
 /// What csi-sanity is run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,13 +71,6 @@ impl Kind {
         }
     }
 
-    /// What is not asked of csi-sanity, and why; none where everything is.
-    #[must_use]
-    pub fn not_asked(self) -> Option<&'static str> {
-        matches!(self, Self::Thick | Self::Raid1)
-            .then_some("they need a snapshot or a clone, which thick volumes cannot have yet")
-    }
-
     /// What the backend has. A pool would take one of the two disks that RAID needs.
     const fn backend(self) -> &'static str {
         match self {
@@ -115,10 +93,7 @@ impl Kind {
     /// The flags that decide which cases there are.
     fn selection(self) -> Vec<String> {
         match self {
-            Self::Thin => Vec::new(),
-            Self::Thick | Self::Raid1 => {
-                vec![format!("-ginkgo.skip={}", NEEDS_A_SNAPSHOT.join("|"))]
-            }
+            Self::Thin | Self::Thick | Self::Raid1 => Vec::new(),
             Self::Block => vec!["-csi.testvolumeaccesstype=block".to_owned()],
         }
     }
@@ -238,13 +213,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_thick_kinds_have_a_skip_flag() {
+    fn no_kind_leaves_a_case_out() {
         for kind in Kind::ALL {
             let words =
                 words(kind, &["-x".to_owned()], Path::new("p"), Path::new("q"), Path::new("r"));
-            let skips = words.iter().any(|word| word.contains("ginkgo.skip"));
-            assert_eq!(skips, matches!(kind, Kind::Thick | Kind::Raid1));
-            assert_eq!(kind.not_asked().is_some(), skips);
+            assert!(!words.iter().any(|word| word.contains("ginkgo.skip")), "{kind:?}");
             assert_eq!(words.last().unwrap(), "-x");
         }
     }

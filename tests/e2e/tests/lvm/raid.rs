@@ -228,6 +228,44 @@ fn a_disk_is_replaced(machine: &Machine, volumes: &[(Vol, String)]) -> Result<()
     Ok(())
 }
 
+/// A thick snapshot lies on one disk. Lost with it, it must not keep the volume from being used.
+#[test]
+fn a_snapshot_that_is_lost_with_a_disk_can_be_given_up() -> Result<()> {
+    let backends = driver::backend(BACKEND, VG, 2, "reserve: 0%");
+    bare("raid-snapshot", &[352 * MIB; 2], &backends, |machine| {
+        machine.start(BACKEND)?;
+        let csi = machine.driver.csi()?;
+        let mut v = Vol::create(&csi, filesystem(RAID1), "pvc-1", 48 * MIB)?;
+        v.attach()?;
+        let written = fill(machine, &v.file("data"), 6)?;
+        let taken = csi.snapshot("snapshot-1", &v.id)?.snapshot_id;
+        machine.driver.wait_until(Duration::from_secs(60), "in step", || {
+            Ok(machine.driver.metric("cinderblock_raid_in_step_ratio")? == Some(1.0))
+        })?;
+        let on = machine.sh(&format!("lvs --noheadings -o devices {VG}/snap-1"))?;
+        let lost =
+            if on.contains(&machine.sh("readlink -f /dev/disk/by-id/lab-disk1")?) { 1 } else { 2 };
+        v.detach()?;
+        let vanished = machine.node.disk_file(lost);
+        let kept = vanished.with_extension("kept");
+        machine.node.power_cut()?;
+        std::fs::rename(&vanished, &kept)?;
+        machine.node.boot()?;
+        machine.driver.forget();
+        machine.driver.start()?;
+        v.csi = machine.driver.csi()?;
+        let refused = v.stage().err().context("it was staged")?;
+        ensure!(refused.code() == Code::FailedPrecondition, "{refused:?}");
+        ensure!(refused.message().contains("snapshots snap-1 keep"), "{refused:?}");
+        v.csi.delete_snapshot(&taken)?;
+        v.attach()?;
+        ensure!(sum(machine, &v.file("data"), 6)? == written, "other data");
+        ensure!(failed_legs(machine)? >= 0.0);
+        v.detach()?;
+        Ok(())
+    })
+}
+
 fn failed_legs(machine: &Machine) -> Result<f64> {
     let metrics = machine.driver.metrics()?;
     let lines = metrics.lines().filter(|it| it.starts_with("cinderblock_raid_legs_failed{"));
