@@ -242,10 +242,10 @@ impl<H: Host> Agent<H> {
         let at = Bytes::new(copied_so_far(found).min(source.size.get()));
         tracing::info!(vg = %state.name, %lv, from = %from.name, size = %source.size, %at, "copying a volume");
         self.copy_all(vg, found, (&source, &target), copy).await?;
+        let (size, elapsed) = (source.size, started.elapsed());
         // What a snapshot showed after its room ran out is not what was taken.
         self.must_be_readable(&state, from).await?;
         self.settle_copy(vg, lv, uuid).await?;
-        let (size, elapsed) = (source.size, started.elapsed());
         tracing::info!(vg = %state.name, %lv, from = %from.name, %size, ?elapsed, "copied a volume");
         self.set_up_copy(vg, lv, uuid, copy).await
     }

@@ -15,10 +15,10 @@ use serde_json::{Map, Value, json};
 use super::samples::Samples;
 
 const GIB: u64 = 1 << 30;
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 const DISK: u64 = 32 * GIB;
-const BACKEND: &str = "bench";
-const VG: &str = "bench";
+pub(super) const BACKEND: &str = "bench";
+pub(super) const VG: &str = "bench";
 const ACCESS: Access = Access::Filesystem("ext4");
 const THIN: Class = Class { backend: BACKEND, provisioning: "thin", access: ACCESS, more: &[] };
 const THICK: Class = Class { backend: BACKEND, provisioning: "thick", access: ACCESS, more: &[] };
@@ -33,7 +33,7 @@ const WIPED_WITHIN: Duration = Duration::from_mins(1);
 const ROUNDS: usize = 7;
 
 /// In the VM, where the volumes are mounted.
-const FOLDER: &str = "/run/bench";
+pub(super) const FOLDER: &str = "/run/bench";
 
 /// What one operation cost, each time.
 #[derive(Default)]
@@ -42,9 +42,10 @@ struct Cost {
     processes: Vec<usize>,
 }
 
-struct Bench {
-    machine: Machine,
-    csi: Csi,
+/// A driver, and what its operations have cost.
+pub(super) struct Bench {
+    pub(super) machine: Machine,
+    pub(super) csi: Csi,
     count: LvmCount,
     costs: BTreeMap<&'static str, Cost>,
 }
@@ -61,6 +62,8 @@ pub(super) fn measure(figures: &mut Map<String, Value>) -> Result<()> {
         println!("bench: round {} of {ROUNDS}, calls to one node", round + 1);
         bench.round(round)?;
     }
+    let copies = super::copies::measure(&mut bench)?;
+    figures.insert("copy".to_owned(), copies);
     let mut processes = Map::new();
     let mut latency = Map::new();
     for (name, cost) in &bench.costs {
@@ -87,7 +90,11 @@ pub(super) fn measure(figures: &mut Map<String, Value>) -> Result<()> {
 
 impl Bench {
     /// Does something once, and keeps what it cost.
-    fn cost<T>(&mut self, name: &'static str, work: impl FnOnce(&Csi) -> Result<T>) -> Result<T> {
+    pub(super) fn cost<T>(
+        &mut self,
+        name: &'static str,
+        work: impl FnOnce(&Csi) -> Result<T>,
+    ) -> Result<T> {
         let mut time = None;
         let (csi, count) = (&self.csi, &self.count);
         let (done, processes) = count.lvm_during(|| {

@@ -49,6 +49,7 @@ fn main() -> ExitCode {
     tests.add("snapshots::of_a_mounted_volume", snapshots::of_a_mounted_volume);
     tests.add("snapshots::of_a_block_volume", snapshots::of_a_block_volume);
     tests.add("snapshots::any_order_of_deletion", snapshots::any_order_of_deletion);
+    tests.add("snapshots::of_thick_volumes", snapshots::of_thick_volumes);
     tests.add(
         "placement::what_only_one_node_has_room_for",
         placement::what_only_one_node_has_room_for,

@@ -93,3 +93,46 @@ pub(crate) fn any_order_of_deletion(cluster: &Cluster) -> Result<()> {
     test.sh("reader", &check(&[&restored, &clone]))?;
     test.finish()
 }
+
+/// Copied instead of shared: complete when the claim is bound, and independent of what goes first.
+pub(crate) fn of_thick_volumes(cluster: &Cluster) -> Result<()> {
+    let test = Test::new(cluster, "thick-snapshot")?;
+    let class = class("thick", "ext4", Binding::WithPod);
+    let sources = [Claim::new("data", &class, "64Mi"), Claim::new("raw", &class, "64Mi").block()];
+    let sources: Vec<_> = sources.iter().collect();
+    for claim in &sources {
+        test.claim(claim)?;
+    }
+    test.run(&pod("user", &sources))?;
+    test.sh("user", &write(&sources))?;
+    test.snapshot("data", "data")?;
+    test.snapshot("raw", "raw")?;
+    test.sh("user", "cd /mnt/data; echo damaged >data/1; rm data/2; sync")?;
+    test.sh("user", "dd if=/dev/zero of=/dev/raw bs=1M count=20 conv=fsync 2>/dev/null")?;
+    let copies = [
+        Claim::new("data-restored", &class, "128Mi").of_snapshot("data"),
+        Claim::new("raw-restored", &class, "64Mi").block().of_snapshot("raw"),
+    ];
+    let copies: Vec<_> = copies.iter().collect();
+    for claim in &copies {
+        test.claim(claim)?;
+    }
+    test.run(&pod("reader", &copies))?;
+    test.sh("reader", &check(&copies))?;
+    let clone = Claim::new("data-clone", &class, "64Mi").of_claim("data-restored");
+    test.claim(&clone)?;
+    test.run(&pod("clones", &[&clone]))?;
+    test.sh("clones", &check(&[&clone]))?;
+    // The source goes, though its snapshot cannot be read without its blocks.
+    test.delete("pod", "user")?;
+    let volume = test.bound("data")?;
+    test.delete("pvc", "data")?;
+    let name = crate::support::text(&volume["metadata"]["name"])?;
+    let object = crate::support::object("pv", name);
+    cluster.wait_for(&object, "gone", crate::support::SOON, serde_json::Value::is_null)?;
+    let again = Claim::new("data-again", &class, "64Mi").of_snapshot("data");
+    test.claim(&again)?;
+    test.run(&pod("last", &[&again]))?;
+    test.sh("last", &check(&[&again]))?;
+    test.finish()
+}
