@@ -30,6 +30,7 @@ pub mod names;
 pub mod net;
 pub mod plan;
 pub mod run;
+pub mod secret;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
 pub mod telemetry;

@@ -275,6 +275,12 @@ impl LvmUuid {
     pub fn filesystem_uuid(&self) -> Uuid {
         Uuid::new_v5(&NAMESPACE, format!("fs:{}", self.0).as_bytes())
     }
+
+    /// The UUID of the LUKS header on the LV with this identifier, for the same reasons.
+    #[must_use]
+    pub fn luks_uuid(&self) -> Uuid {
+        Uuid::new_v5(&NAMESPACE, format!("luks:{}", self.0).as_bytes())
+    }
 }
 
 impl BackendName {
@@ -355,6 +361,12 @@ impl Handle {
             .split_once('/')
             .ok_or_else(|| NameError(format!("{text:?} is not <vg uuid>/<lv name>")))?;
         Ok(Self { vg: LvmUuid::parse(vg)?, lv: LvName::parse(lv)? })
+    }
+
+    /// The device-mapper name of the volume's decrypted device, known without LVM or the volume.
+    #[must_use]
+    pub fn crypt_name(&self) -> String {
+        format!("cb-crypt-{}", Uuid::new_v5(&NAMESPACE, self.to_string().as_bytes()).simple())
     }
 }
 

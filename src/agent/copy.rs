@@ -277,8 +277,11 @@ impl<H: Host> Agent<H> {
         copy: &Copy,
     ) -> Result<()> {
         let payload = source.size.get();
-        // Nobody sees behind a filesystem; a device shows all that it has, and a pool zeroes it.
-        let tail = lv.pool().is_none() && !matches!(lv.tags.usage, Some(Usage::Filesystem(_)));
+        // Nobody sees behind a filesystem, and noise under a key; a device shows all that it has, and a
+        // pool zeroes it.
+        let tail = lv.pool().is_none()
+            && !lv.tags.luks
+            && !matches!(lv.tags.usage, Some(Usage::Filesystem(_)));
         let total = if tail { target.size.get() } else { payload };
         copy.total.store(total, Ordering::Relaxed);
         let mut at = copied_so_far(lv).min(total);

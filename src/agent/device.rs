@@ -112,6 +112,20 @@ impl<H: Host> Agent<H> {
     async fn who_uses(&self, state: &VgState, lv: &LvName) -> Result<Vec<String>> {
         let Some(found) = state.lvs.get(lv) else { return Ok(vec![]) };
         let Some(device) = self.device(state, found).await? else { return Ok(vec![]) };
+        if found.tags.luks
+            && let Some(mapping) = self.mapping(state, found).await?
+        {
+            let mut users = self.users_of(mapping.clone()).await?;
+            if users.is_empty() {
+                users.push(format!("opened as {}: NodeUnstageVolume closes it", mapping.name));
+            }
+            return Ok(users);
+        }
+        self.users_of(device).await
+    }
+
+    /// Who uses a device.
+    pub(super) async fn users_of(&self, device: DmDevice) -> Result<Vec<String>> {
         let what = format!("device {}", device.name);
         within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
             let mounts = host.mounts()?;

@@ -140,7 +140,7 @@ pub(super) fn volume_of(state: &VgState, lv: &Lv) -> Option<Volume> {
     Some(Volume {
         handle: state.handle(&lv.name),
         name: lv.csi_name()?,
-        size: lv.size,
+        size: lv.payload(),
         source,
         provisioning: if lv.pool().is_some() { Provisioning::Thin } else { Provisioning::Thick },
     })
@@ -155,7 +155,7 @@ pub(super) fn snapshot_of(state: &VgState, lv: &Lv) -> Option<Snapshot> {
         handle: state.handle(&lv.name),
         name: lv.csi_name()?,
         source: state.handle(lv.tags.source.as_ref()?.lv()),
-        size: lv.size,
+        size: lv.payload(),
         created_unix: lv.created_unix,
         ready: true,
     })

@@ -113,7 +113,7 @@ impl<H: Host> Agent<H> {
                 plan::expand::plan(state, rules, lv, &range)
             })
             .await?;
-        self.told(&state, &volume.lv, |_, lv| Some(lv.size))
+        self.told(&state, &volume.lv, |_, lv| Some(lv.payload()))
     }
 
     async fn remove(&self, handle: Handle, kind: Kind) -> Result<Told<()>> {
@@ -128,7 +128,9 @@ impl<H: Host> Agent<H> {
         }
         // LVM refuses to remove what is open, too; asked before, we can say who it is.
         if !matches!(plan::remove::plan(&state, &handle.lv, kind), Ok(Plan::Done) | Err(_)) {
+            self.close_if_idle(&state, &handle).await?;
             self.must_be_idle(&state, &handle.lv).await?;
+            self.erase_before_removal(&vg, &handle.lv, kind).await?;
         }
         self.carry_out(&vg, |state, _| plan::remove::plan(state, &handle.lv, kind)).await?;
         Ok(Told { value: (), revision: self.publish() })

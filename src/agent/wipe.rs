@@ -19,7 +19,7 @@ use crate::host::Host;
 use crate::host::dm::DmDevice;
 use crate::lvm::command::Change;
 use crate::lvm::state::{Lv, LvLayout, VgState};
-use crate::lvm::tag::{Wipe, wiped_tag};
+use crate::lvm::tag::{Kind, Wipe, wiped_tag};
 use crate::names::{LvName, LvmUuid};
 use crate::plan::{self, Plan};
 use crate::units::Bytes;
@@ -149,6 +149,10 @@ impl<H: Host> Agent<H> {
             return Err(Error::unavailable(format!("{lv} has thick snapshots")));
         }
         self.must_be_idle(&state, &lv).await?;
+        // Not yet done if it was kept for its snapshots. What is split from a volume has no header.
+        if found.tags.kind == Some(Kind::Volume) {
+            self.erase_keys(vg, &state, found).await?;
+        }
         if found.tags.wipe.is_none() {
             // It was kept for its snapshots, and nothing else.
             self.carry_out(vg, |state, _| Ok(plan::remove::trash(state, uuid))).await?;

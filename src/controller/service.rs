@@ -229,7 +229,7 @@ impl Controller {
                 Some(BackendState::Unusable(why)) => Standing::Unusable(why.clone()),
                 Some(BackendState::Unknown(why)) => Standing::Unknown(why.clone()),
                 Some(BackendState::Ready { capacity, .. }) => {
-                    let offer = capacity.offer(class.provisioning, &class.layout);
+                    let offer = capacity.offer(class.provisioning, &class.layout, class.header());
                     Standing::Room { available: offer.available, largest: offer.largest }
                 }
             }
@@ -390,8 +390,10 @@ impl Controller {
                 let state = inventory.backends.get(&backend.name).map(|b| &b.state);
                 let Some(BackendState::Ready { capacity, .. }) = state else { continue };
                 let offer = match class {
-                    Some(class) => capacity.offer(class.provisioning, &class.layout),
-                    None => capacity.offer(None, &ThickLayout::Linear),
+                    Some(class) => {
+                        capacity.offer(class.provisioning, &class.layout, class.header())
+                    }
+                    None => capacity.offer(None, &ThickLayout::Linear, Bytes::ZERO),
                 };
                 total.available = total.available.saturating_add(offer.available);
                 total.largest = total.largest.max(offer.largest);

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use super::observe::Observer;
 use super::{health, request, response};
 use crate::agent::{Agent, Statistics};
+use crate::domain::Secrets;
 use crate::error::Error;
 use crate::host::{Host, Usage};
 use crate::names::{Handle, NodeName};
@@ -99,9 +100,10 @@ impl<H: Host> Node for NodeService<H> {
         &self,
         request: Request<csi::NodeStageVolumeRequest>,
     ) -> Result<Response<csi::NodeStageVolumeResponse>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        let secrets = Secrets::new(std::mem::take(&mut request.secrets));
         let work = async {
-            self.agent.stage(request::stage(&request)?).await?;
+            self.agent.stage(request::stage(&request, secrets)?).await?;
             Ok(csi::NodeStageVolumeResponse {})
         };
         self.observer.call("/csi.v1.Node/NodeStageVolume", &request.volume_id, work).await
@@ -165,12 +167,13 @@ impl<H: Host> Node for NodeService<H> {
         &self,
         request: Request<csi::NodeExpandVolumeRequest>,
     ) -> Result<Response<csi::NodeExpandVolumeResponse>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        let secrets = Secrets::new(std::mem::take(&mut request.secrets));
         let work = async {
             let (volume, path): (Handle, _) =
                 request::volume_at(&request.volume_id, &request.volume_path)?;
             let range = request::range(request.capacity_range.as_ref())?;
-            let size = self.agent.expand_published(volume, path, range).await?;
+            let size = self.agent.expand_published(volume, path, range, secrets).await?;
             Ok(csi::NodeExpandVolumeResponse { capacity_bytes: size.to_i64() })
         };
         self.observer.call("/csi.v1.Node/NodeExpandVolume", &request.volume_id, work).await

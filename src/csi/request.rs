@@ -12,7 +12,7 @@ use csi::volume_content_source::Type as WireSource;
 use crate::agent::{Publish, Stage};
 use crate::domain::{
     AccessMode, AccessType, Capability, CapacityRange, ContentSource, CowSize, CreateSnapshot,
-    CreateVolume, Parameters, Topology, VolumeClass, claim,
+    CreateVolume, Parameters, Secrets, Topology, VolumeClass, claim,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::lvm::tag::{FsType, Usage};
@@ -307,13 +307,14 @@ pub fn page(max_entries: i32, starting_token: &str) -> Result<(Option<Handle>, O
 
 /// # Errors
 /// The first field that is wrong.
-pub fn stage(request: &csi::NodeStageVolumeRequest) -> Result<Stage> {
+pub fn stage(request: &csi::NodeStageVolumeRequest, secrets: Secrets) -> Result<Stage> {
     if request.volume_id.is_empty() {
         return Err(missing("volume_id"));
     }
     let path = path("staging_target_path", &request.staging_target_path)?;
     let capability = capability("volume_capability", request.volume_capability.as_ref())?;
-    Ok(Stage { volume: handle("volume_id", &request.volume_id)?, path, capability })
+    let volume = handle("volume_id", &request.volume_id)?;
+    Ok(Stage { volume, path, capability, secrets })
 }
 
 /// # Errors

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 use crate::lvm::layout::{RaidLevel, ThickLayout};
+use crate::lvm::state::LUKS_HEADER;
 use crate::lvm::tag::{Claim, Wipe};
 use crate::names::BackendName;
 use crate::units::{Bytes, parse_quantity};
 
 /// The keys of a StorageClass, in the order of the documentation.
-const KEYS: [&str; 7] =
-    ["backend", "provisioning", "layout", "stripes", "stripeSize", "mirrors", "wipe"];
+const KEYS: [&str; 8] =
+    ["backend", "provisioning", "layout", "stripes", "stripeSize", "mirrors", "wipe", "encryption"];
 /// What external-provisioner adds (`--extra-create-metadata`); all under this prefix is not ours.
 const CSI_PREFIX: &str = "csi.storage.k8s.io/";
 /// LVM's own limit (lvcreate(8)).
@@ -43,9 +44,17 @@ pub struct VolumeClass {
     pub layout: ThickLayout,
     /// `wipe`. `None`: what was in it stays on the disks when it is deleted.
     pub wipe: Option<Wipe>,
+    /// `encryption: luks`.
+    pub luks: bool,
 }
 
 impl VolumeClass {
+    /// What a volume of this class has before the data of its user.
+    #[must_use]
+    pub const fn header(&self) -> Bytes {
+        if self.luks { LUKS_HEADER } else { Bytes::ZERO }
+    }
+
     /// Reads the parameters.
     ///
     /// # Errors
@@ -92,7 +101,14 @@ impl VolumeClass {
             (Some(Wipe::Zero), None) => Some(Provisioning::Thick),
             (_, provisioning) => provisioning,
         };
-        Ok(Self { backend, provisioning, layout, wipe })
+        let luks = match get("encryption") {
+            None | Some("none") => false,
+            Some("luks") => true,
+            Some(other) => {
+                return Err(bad("encryption", format!("{other:?} is neither none nor luks")));
+            }
+        };
+        Ok(Self { backend, provisioning, layout, wipe, luks })
     }
 }
 
@@ -180,7 +196,8 @@ mod tests {
                 backend: None,
                 provisioning: None,
                 layout: ThickLayout::Linear,
-                wipe: None
+                wipe: None,
+                luks: false
             }
         );
         let class = parse(&[
@@ -240,6 +257,7 @@ mod tests {
             (&[("layout", "striped"), ("stripes", "1")], "from 2 to 128"),
             (&[("layout", "striped"), ("stripeSize", "5Ki")], "power of two"),
             (&[("layout", "striped"), ("provisioning", "thin")], "layout of its pool"),
+            (&[("encryption", "yes")], "neither none nor luks"),
             (&[("wipe", "shred")], "neither none nor discard nor zero"),
             (&[("wipe", "zero"), ("provisioning", "thin")], "use discard"),
         ] {

@@ -4,6 +4,7 @@
 mod capacity;
 mod class;
 mod inventory;
+mod keys;
 mod port;
 mod requests;
 mod trouble;
@@ -12,6 +13,7 @@ pub use capacity::{BackendCapacity, PoolCapacity};
 pub(crate) use class::claim;
 pub use class::{Provisioning, VolumeClass};
 pub use inventory::{BackendState, BackendStatus, Inventory};
+pub use keys::{Key, Keys, Secrets};
 pub use port::{Answer, Told, VolumeAgent};
 pub use requests::{
     AccessMode, AccessType, Capability, CapacityRange, ContentSource, CowSize, CreateSnapshot,

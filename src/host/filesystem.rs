@@ -121,7 +121,7 @@ pub fn grow(fs: FsType, device: &Path, mounted_at: &Path) -> Invocation {
 pub fn probe(device: &Path) -> Invocation {
     let device = device.to_string_lossy().into_owned();
     let args = ["-p", "-o", "export", &device].map(str::to_owned).to_vec();
-    Invocation { program: Program::Blkid, args, effect: Effect::Read(PROBE_TIMEOUT) }
+    Invocation { program: Program::Blkid, args, effect: Effect::Read(PROBE_TIMEOUT), input: None }
 }
 
 /// What [`probe`] found.
@@ -146,7 +146,7 @@ pub fn probe_result(done: &Completed) -> Result<Probe, String> {
 
 fn change(program: Program, args: &[&str]) -> Invocation {
     let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-    Invocation { program, args, effect: Effect::Change }
+    Invocation { program, args, effect: Effect::Change, input: None }
 }
 
 #[cfg(test)]

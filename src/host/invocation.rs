@@ -4,6 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::secret::Secret;
+
 /// The programs that the agent may run. Their paths are found and checked once, at start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Program {
@@ -29,6 +31,8 @@ pub enum Program {
     XfsAdmin,
     /// `btrfs`
     Btrfs,
+    /// `cryptsetup`, with the action as its first argument.
+    Cryptsetup,
 }
 
 /// Whether a call may be given up.
@@ -49,11 +53,13 @@ pub struct Invocation {
     pub args: Vec<String>,
     /// Whether it may be given up.
     pub effect: Effect,
+    /// What it reads from its standard input. `None`: nothing.
+    pub input: Option<Secret>,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Lvm,
         Self::Blkid,
         Self::MkfsExt4,
@@ -65,6 +71,7 @@ impl Program {
         Self::XfsGrowfs,
         Self::XfsAdmin,
         Self::Btrfs,
+        Self::Cryptsetup,
     ];
 
     /// The name of its file.
@@ -82,6 +89,7 @@ impl Program {
             Self::XfsGrowfs => "xfs_growfs",
             Self::XfsAdmin => "xfs_admin",
             Self::Btrfs => "btrfs",
+            Self::Cryptsetup => "cryptsetup",
         }
     }
 
@@ -94,6 +102,7 @@ impl Program {
             Self::MkfsExt4 | Self::E2fsck | Self::Resize2fs | Self::Tune2fs => "e2fsprogs",
             Self::MkfsXfs | Self::XfsGrowfs | Self::XfsAdmin => "xfsprogs",
             Self::MkfsBtrfs | Self::Btrfs => "btrfs-progs",
+            Self::Cryptsetup => "cryptsetup-bin",
         }
     }
 }
@@ -104,6 +113,7 @@ impl Invocation {
     pub fn label(&self) -> String {
         match (self.program, self.args.first()) {
             (Program::Lvm, Some(command)) => format!("lvm {command}"),
+            (Program::Cryptsetup, Some(action)) => format!("cryptsetup {action}"),
             _ => self.program.file_name().to_owned(),
         }
     }

@@ -11,6 +11,7 @@ pub mod dm_status;
 pub mod filesystem;
 pub mod invocation;
 mod linux;
+pub mod luks;
 pub mod mount;
 pub mod mountinfo;
 pub mod raid_status;

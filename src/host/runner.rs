@@ -1,4 +1,5 @@
-//! Runs programs: absolute paths checked at start, a cleared environment, no input, bounded output.
+//! Runs programs: absolute paths checked at start, a cleared environment, no input but secrets,
+//! bounded output.
 //! The only place of the driver that starts a process.
 
 use std::collections::BTreeMap;
@@ -7,13 +8,14 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Child;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin};
 use tokio::sync::Semaphore;
 
 use super::invocation::{Effect, Invocation, Program};
 use crate::error::{Error, Result};
 use crate::metrics::ProgramMetrics;
+use crate::secret::Secret;
 
 /// Where programs are looked for. Never `PATH`: the environment is not ours to trust.
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
@@ -148,9 +150,12 @@ impl Runner {
         let mut child = self.start(call)?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let result = match call.effect {
-            Effect::Change => watch(&label, finish(&mut child)).await.map_err(lost)?,
+            Effect::Change => {
+                watch(&label, finish(&mut child, call.input.as_ref())).await.map_err(lost)?
+            }
             Effect::Read(limit) => {
-                let Ok(done) = tokio::time::timeout(limit, finish(&mut child)).await else {
+                let reading = finish(&mut child, call.input.as_ref());
+                let Ok(done) = tokio::time::timeout(limit, reading).await else {
                     // The whole group: a helper that hangs would keep the pipes open.
                     if let Some(Err(error)) = group.map(|g| kill_process_group(g, Signal::KILL)) {
                         tracing::warn!(command = label, %error, "cannot kill it");
@@ -175,11 +180,15 @@ impl Runner {
             .env_clear()
             .envs(self.environment.iter().map(|(k, v)| (k, v)))
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(if call.input.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(false);
+        if call.program == Program::Cryptsetup {
+            // As LVM's udev_sync=0: in a container, udev has nobody to tell.
+            command.env("DM_DISABLE_UDEV", "1");
+        }
         command.spawn().map_err(|e| RunError::Start(call.label(), e))
     }
 }
@@ -199,15 +208,26 @@ async fn watch<T>(label: &str, work: impl Future<Output = T>) -> T {
     }
 }
 
-async fn finish(child: &mut Child) -> std::io::Result<Completed> {
+async fn finish(child: &mut Child, input: Option<&Secret>) -> std::io::Result<Completed> {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (stdout, stderr, status) = tokio::join!(drain(stdout), drain(stderr), child.wait());
+    let fed = feed(child.stdin.take(), input);
+    let (stdout, stderr, status, ()) =
+        tokio::join!(drain(stdout), drain(stderr), child.wait(), fed);
     let status = status?;
     let exit = match (status.code(), std::os::unix::process::ExitStatusExt::signal(&status)) {
         (Some(code), _) => Exit::Code(code),
         (None, signal) => Exit::Signal(signal.unwrap_or_default()),
     };
     Ok(Completed { exit, stdout: stdout?, stderr: stderr? })
+}
+
+/// Writes all of it and closes. A program that wants none of it says by its end what it thinks.
+async fn feed(stdin: Option<ChildStdin>, input: Option<&Secret>) {
+    if let (Some(mut stdin), Some(input)) = (stdin, input)
+        && let Err(error) = stdin.write_all(input.expose()).await
+    {
+        tracing::debug!(%error, "a program did not take all of its input");
+    }
 }
 
 /// Reads a stream to its end and keeps its beginning: a program must never block on a full pipe.
@@ -238,7 +258,7 @@ mod tests {
 
     fn call(script: &str, effect: Effect) -> Invocation {
         let args = vec!["-c".to_owned(), script.to_owned()];
-        Invocation { program: Program::Blkid, args, effect }
+        Invocation { program: Program::Blkid, args, effect, input: None }
     }
 
     #[tokio::test]
@@ -256,6 +276,19 @@ mod tests {
     async fn hands_down_nothing_but_its_own_environment() {
         let done = shell().run(&call("export -p; cat", Effect::Change)).await.unwrap();
         assert!(done.stdout.contains("LC_ALL") && !done.stdout.contains("HOME"), "{}", done.stdout);
+    }
+
+    #[tokio::test]
+    async fn a_secret_comes_by_the_standard_input_and_nowhere_else() {
+        let mut call = call("cat; tr '\\0' ' ' < /proc/$$/cmdline; export -p", Effect::Change);
+        call.input = Some(Secret::new(b"hunter2".to_vec()));
+        let done = shell().run(&call).await.unwrap();
+        assert_eq!(done.stdout.matches("hunter2").count(), 1, "{}", done.stdout);
+        assert!(!format!("{call} {call:?}").contains("hunter2"));
+        // One that reads nothing ends all the same.
+        call.args[1] = "exit 3".to_owned();
+        call.input = Some(Secret::new(vec![b'x'; 1 << 20]));
+        assert_eq!(shell().run(&call).await.unwrap().exit, Exit::Code(3));
     }
 
     #[tokio::test]

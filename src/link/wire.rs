@@ -105,13 +105,21 @@ pub(super) fn create_volume(request: &CreateVolume) -> pb::CreateVolumeRequest {
         provisioning: provisioning(request.class.provisioning).into(),
         layout,
         wipe: request.class.wipe.map(|w| w.to_string()).unwrap_or_default(),
-        usage: request.usage.to_string(),
+        usage: usage(request),
         source: request.source.as_ref().map(source),
         claim: request
             .claim
             .clone()
             .map(|c| pb::create_volume_request::Claim { namespace: c.namespace, name: c.name }),
     }
+}
+
+/// Before the use, and no field of its own: an agent too old to know it refuses the volume.
+const LUKS: &str = "luks+";
+
+fn usage(request: &CreateVolume) -> String {
+    let encrypted = if request.class.luks { LUKS } else { "" };
+    format!("{encrypted}{}", request.usage)
 }
 
 pub(super) fn parse_create_volume(request: pb::CreateVolumeRequest) -> Result<CreateVolume> {
@@ -140,11 +148,15 @@ pub(super) fn parse_create_volume(request: pb::CreateVolumeRequest) -> Result<Cr
             Error::invalid(format!("this node cannot wipe by {text:?}: bring it up to date"))
         })?),
     };
+    let (luks, usage) = match request.usage.strip_prefix(LUKS) {
+        Some(usage) => (true, usage),
+        None => (false, request.usage.as_str()),
+    };
     Ok(CreateVolume {
         name: parse_name(&request.name)?,
         range: parse_range(request.range),
-        class: VolumeClass { backend, provisioning, layout, wipe },
-        usage: Usage::parse(&request.usage).ok_or_else(|| {
+        class: VolumeClass { backend, provisioning, layout, wipe, luks },
+        usage: Usage::parse(usage).ok_or_else(|| {
             Error::invalid(format!("the peer asks for the unknown use {:?}", request.usage))
         })?,
         source: parse_source(request.source)?,
@@ -482,6 +494,7 @@ mod tests {
                 provisioning: Some(Provisioning::Thick),
                 layout: ThickLayout::Striped { stripes: 3, stripe_size: Bytes::kib(64) },
                 wipe: Some(Wipe::Zero),
+                luks: false,
             },
             usage: Usage::Filesystem(FsType::Btrfs),
             source: Some(ContentSource::Volume(handle(1))),
@@ -492,6 +505,10 @@ mod tests {
         mirrored.class.layout =
             ThickLayout::Raid { level: RaidLevel::Raid5, legs: 4, stripe_size: Bytes::kib(64) };
         assert_eq!(parse_create_volume(create_volume(&mirrored)).unwrap(), mirrored);
+        let mut encrypted = request.clone();
+        encrypted.class.luks = true;
+        assert_eq!(parse_create_volume(create_volume(&encrypted)).unwrap(), encrypted);
+        assert_eq!(create_volume(&encrypted).usage, "luks+btrfs");
         let mut odd = create_volume(&request);
         odd.usage = "ntfs".to_owned();
         assert!(parse_create_volume(odd).is_err());

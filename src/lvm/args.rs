@@ -77,11 +77,11 @@ impl Args {
 
     pub(super) fn read(self) -> Invocation {
         let effect = Effect::Read(REPORT_TIMEOUT);
-        Invocation { program: Program::Lvm, args: self.list, effect }
+        Invocation { program: Program::Lvm, args: self.list, effect, input: None }
     }
 
     pub(super) fn change(self) -> Invocation {
-        Invocation { program: Program::Lvm, args: self.list, effect: Effect::Change }
+        Invocation { program: Program::Lvm, args: self.list, effect: Effect::Change, input: None }
     }
 }
 

@@ -9,6 +9,10 @@ use super::tag::{Kind, Pending, Tags, Usage};
 use crate::names::{CsiName, Handle, LvName, LvmUuid, VgName};
 use crate::units::{Bytes, ExtentSize, Extents};
 
+/// What an encrypted LV has before the data of its user: the LUKS2 header and, from the half on, a
+/// copy of it.
+pub const LUKS_HEADER: Bytes = Bytes::mib(32);
+
 /// A volume group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VgState {
@@ -213,6 +217,18 @@ impl Lv {
         }
     }
 
+    /// What an encrypted volume has before the data of its user.
+    #[must_use]
+    pub const fn header(&self) -> Bytes {
+        if self.tags.luks { LUKS_HEADER } else { Bytes::ZERO }
+    }
+
+    /// Its size, as its user sees it.
+    #[must_use]
+    pub const fn payload(&self) -> Bytes {
+        self.size.saturating_sub(self.header())
+    }
+
     /// Whether it is a volume of ours.
     #[must_use]
     pub fn is_volume(&self) -> bool {
@@ -237,11 +253,11 @@ impl Lv {
     }
 
     /// Whether its disks held something before that was never zeroed, only hidden by its filesystem. A
-    /// thin pool zeroes everything.
+    /// thin pool zeroes everything, and under an encrypted volume's key it is noise.
     #[must_use]
     pub fn hides_old_data(&self) -> bool {
         let thick = self.pool().is_none() && matches!(self.tags.usage, Some(Usage::Filesystem(_)));
-        self.tags.hides || thick
+        !self.tags.luks && (self.tags.hides || thick)
     }
 
     /// The name that the CO gave to this volume or snapshot. `None` when it cannot be told.

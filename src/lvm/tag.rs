@@ -115,6 +115,8 @@ pub struct Tags {
     /// Whether its filesystem hides what the disks of a thick volume held before it: copied from one
     /// that was never zeroed, or from a copy of that.
     pub hides: bool,
+    /// Whether it is encrypted with LUKS2, with room for its header before what its user sees.
+    pub luks: bool,
     /// The claim it was made for.
     pub claim: Option<Claim>,
     /// Tags that this version does not know, in LVM's order.
@@ -281,6 +283,10 @@ impl Tags {
                 self.hides = true;
                 Some(())
             }
+            "luks" if value.is_empty() && !self.luks => {
+                self.luks = true;
+                Some(())
+            }
             "pvc" => set(&mut self.claim, Claim::parse(value)),
             _ => None,
         }
@@ -303,6 +309,7 @@ impl Tags {
         out.extend(self.wipe.map(|w| format!("cb.wipe={w}")));
         out.extend(self.wiped_bytes.map(wiped_tag));
         out.extend(self.hides.then(|| "cb.hides".to_owned()));
+        out.extend(self.luks.then(|| "cb.luks".to_owned()));
         out.extend(self.claim.as_ref().map(|c| format!("cb.pvc={}", c.print())));
         out.extend(self.others.iter().cloned());
         out.retain(|tag| tag.len() <= TAG_MAX);
@@ -422,6 +429,7 @@ mod tests {
             wipe: Some(Wipe::Discard),
             wiped_bytes: Some(Bytes::gib(1)),
             hides: true,
+            luks: true,
             claim: Some(Claim { namespace: "db".to_owned(), name: "data-0".to_owned() }),
             others: vec!["backup=daily".to_owned()],
         }
@@ -443,6 +451,7 @@ mod tests {
                 "cb.wipe=discard",
                 "cb.wiped=1073741824",
                 "cb.hides",
+                "cb.luks",
                 "cb.pvc=db/data-0",
                 "backup=daily",
             ]

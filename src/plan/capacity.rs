@@ -54,9 +54,27 @@ impl BackendCapacity {
         if self.pool.is_some() { Provisioning::Thin } else { Provisioning::Thick }
     }
 
-    /// What is offered to a class.
+    /// What is offered to a class whose volumes have a header of this size before their data.
     #[must_use]
-    pub fn offer(&self, provisioning: Option<Provisioning>, layout: &ThickLayout) -> Offer {
+    pub fn offer(
+        &self,
+        provisioning: Option<Provisioning>,
+        layout: &ThickLayout,
+        header: Bytes,
+    ) -> Offer {
+        let raw = self.raw_offer(provisioning, layout);
+        let unit = u64::from(layout.data_legs());
+        // One extent more than the header takes, in whole rows of stripes.
+        let least = self.extent_size.extents_floor(header).get().saturating_add(1);
+        let least = Extents::new(least).ceil_to_multiple_of(unit);
+        Offer {
+            available: raw.available.saturating_sub(header),
+            largest: raw.largest.saturating_sub(header),
+            smallest: self.extent_size.size_of(least).saturating_sub(header),
+        }
+    }
+
+    fn raw_offer(&self, provisioning: Option<Provisioning>, layout: &ThickLayout) -> Offer {
         let extent = self.extent_size;
         let unit = u64::from(layout.data_legs());
         let smallest = extent.size_of(Extents::new(unit));
@@ -135,15 +153,15 @@ mod tests {
     fn thick_room_less_the_reserve() {
         let rules = Rules { pool: None, reserve: Bytes::mib(40) };
         let capacity = of(&vg(&[&[100, 20], &[30]]), &rules);
-        let offer = capacity.offer(None, &ThickLayout::Linear);
+        let offer = capacity.offer(None, &ThickLayout::Linear, Bytes::ZERO);
         assert_eq!(offer.available, Bytes::mib(600 - 40));
         assert_eq!(offer.largest, Bytes::mib(560));
         assert_eq!(offer.smallest, Bytes::mib(4));
-        let offer = capacity.offer(None, &STRIPED);
+        let offer = capacity.offer(None, &STRIPED, Bytes::ZERO);
         assert_eq!(offer.largest, Bytes::mib(60 * 4));
         assert_eq!(offer.smallest, Bytes::mib(8));
         assert_eq!(
-            capacity.offer(Some(Provisioning::Thin), &ThickLayout::Linear).largest,
+            capacity.offer(Some(Provisioning::Thin), &ThickLayout::Linear, Bytes::ZERO).largest,
             Bytes::ZERO
         );
     }
@@ -151,8 +169,9 @@ mod tests {
     #[test]
     fn a_pool_promises_what_it_may_and_no_more() {
         let (mut vg, rules) = with_pool();
-        let room =
-            |vg: &VgState, rules: &Rules| of(vg, rules).offer(None, &ThickLayout::Linear).largest;
+        let room = |vg: &VgState, rules: &Rules| {
+            of(vg, rules).offer(None, &ThickLayout::Linear, Bytes::ZERO).largest
+        };
         assert_eq!(room(&vg, &rules), Bytes::gib(20));
         add(&mut vg, "pvc-1", Bytes::gib(15), thin(None), &[]);
         add(&mut vg, "snap-1", Bytes::gib(4), thin(Some("pvc-1")), &[]);

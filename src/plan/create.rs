@@ -1,7 +1,8 @@
 //! Making a volume: blank, from a snapshot or from a volume.
 
+use super::encryption::{same_encryption, word};
 use super::{Plan, PoolRules, Rules, copy, cow, own, remove, unfinished_raid};
-use crate::domain::{CapacityRange, ContentSource, CreateVolume, Provisioning};
+use crate::domain::{CapacityRange, ContentSource, CreateVolume, Provisioning, VolumeClass};
 use crate::error::{Error, Result};
 use crate::lvm::command::{Change, Range};
 use crate::lvm::layout::ThickLayout;
@@ -30,12 +31,15 @@ pub fn plan(vg: &VgState, rules: &Rules, request: &CreateVolume) -> Result<Plan>
         return resume(vg, found, provisioning, request);
     }
     let source = request.source.as_ref().map(|s| find_source(vg, s)).transpose()?;
+    if let Some(from) = source {
+        same_encryption(from, request)?;
+    }
     let least = match (source, request.usage) {
-        (Some(from), _) => from.size,
+        (Some(from), _) => from.payload(),
         (None, Usage::Filesystem(fs)) => fs.minimum(),
         (None, Usage::Block) => Bytes::ZERO,
     };
-    let extents = extents(vg, &request.class.layout, &request.range, least)?;
+    let extents = extents(vg, &request.class, &request.range, least)?;
     let steps = if let Some(from) = source {
         restore(vg, rules, provisioning, request, lv, extents, from)?
     } else {
@@ -62,10 +66,11 @@ fn provisioning(vg: &VgState, rules: &Rules, request: &CreateVolume) -> Result<P
 /// The number of extents that a volume gets: at least what is required and what its use needs.
 fn extents(
     vg: &VgState,
-    layout: &ThickLayout,
+    class: &VolumeClass,
     range: &CapacityRange,
     least: Bytes,
 ) -> Result<Extents> {
+    let (layout, header) = (&class.layout, class.header());
     let wanted = match (range.required, range.limit) {
         (Some(required), _) => required,
         (None, Some(limit)) => DEFAULT_SIZE.min(limit),
@@ -79,9 +84,10 @@ fn extents(
         )));
     }
     let unit = u64::from(layout.data_legs());
-    let extents = vg.extent_size.extents_ceil(wanted.max(least)).ceil_to_multiple_of(unit);
+    let extents = vg.extent_size.extents_ceil(wanted.max(least).saturating_add(header));
+    let extents = extents.ceil_to_multiple_of(unit);
     let extents = extents.max(Extents::new(unit));
-    let size = vg.extent_size.size_of(extents);
+    let size = vg.extent_size.size_of(extents).saturating_sub(header);
     match range.limit {
         Some(limit) if size > limit => Err(Error::out_of_range(format!(
             "the smallest size of at least {} that volume group {} can make here is {size}, more than the limit of {limit}",
@@ -160,11 +166,15 @@ fn resume(
         let wipe = found.tags.wipe.map_or("none", Wipe::as_str);
         return Err(differs(format!("it has wipe: {wipe}")));
     }
+    if found.tags.luks != request.class.luks {
+        return Err(differs(format!("it has encryption: {}", word(found.tags.luks))));
+    }
     // A volume that is to be larger than its source gets there in a second step.
     let size = found.size.max(found.tags.born_bytes.unwrap_or_default());
     let least = request.range.required.unwrap_or_default();
-    if size < least || request.range.limit.is_some_and(|limit| size > limit) {
-        return Err(differs(format!("it has {size}")));
+    let payload = size.saturating_sub(found.header());
+    if payload < least || request.range.limit.is_some_and(|limit| payload > limit) {
+        return Err(differs(format!("it has {payload}")));
     }
     if found.size < size {
         let extents = vg.extent_size.extents_ceil(size);
@@ -191,6 +201,7 @@ fn tags(lv: &LvName, request: &CreateVolume, pending: Pending) -> Tags {
         pending: Some(pending),
         usage: Some(request.usage),
         wipe: request.class.wipe,
+        luks: request.class.luks,
         claim: request.claim.clone(),
         ..Tags::default()
     }
@@ -321,7 +332,8 @@ pub(super) fn check_room(
     extents: Extents,
 ) -> Result<()> {
     let rules = Rules { pool: None, reserve: rules.reserve };
-    let offer = super::capacity::of(vg, &rules).offer(Some(Provisioning::Thick), layout);
+    let offer =
+        super::capacity::of(vg, &rules).offer(Some(Provisioning::Thick), layout, Bytes::ZERO);
     let wanted = vg.extent_size.size_of(extents);
     if wanted <= offer.largest {
         return Ok(());
@@ -372,6 +384,7 @@ mod tests {
                 provisioning,
                 layout: ThickLayout::Linear,
                 wipe: None,
+                luks: false,
             },
             usage: Usage::Filesystem(FsType::Ext4),
             source: None,

@@ -47,9 +47,10 @@ fn wanted(
     range: &CapacityRange,
 ) -> Result<Extents> {
     let unit = layout.map_or(1, |layout| u64::from(layout.data_legs()));
-    let required = vg.extent_size.extents_ceil(range.required.unwrap_or(Bytes::ZERO));
+    let required = range.required.unwrap_or(Bytes::ZERO).saturating_add(lv.header());
+    let required = vg.extent_size.extents_ceil(required);
     let extents = required.ceil_to_multiple_of(unit).max(vg.extent_size.extents_ceil(lv.size));
-    let size = vg.extent_size.size_of(extents);
+    let size = vg.extent_size.size_of(extents).saturating_sub(lv.header());
     match range.limit {
         Some(limit) if size > limit => Err(Error::out_of_range(format!(
             "volume {} would have {size}, more than the limit of {limit}; volumes are never made smaller",
@@ -94,9 +95,12 @@ fn thin(vg: &VgState, rules: &Rules, lv: &Lv, extents: Extents, more: Extents) -
 }
 
 /// Whether whoever has the volume would see what its new extents held before. A filesystem never
-/// shows what it has not written, and a fresh volume is zeroed as a whole before its first use.
+/// shows what it has not written, a fresh volume is zeroed as a whole before its first use, and what
+/// others wrote is noise under an encrypted volume's key.
 fn shows_old_data(lv: &Lv) -> bool {
-    !matches!(lv.tags.usage, Some(Usage::Filesystem(_))) && lv.tags.pending != Some(Pending::Fresh)
+    !lv.tags.luks
+        && !matches!(lv.tags.usage, Some(Usage::Filesystem(_)))
+        && lv.tags.pending != Some(Pending::Fresh)
 }
 
 /// Where a thick LV gets more extents from. Empty: wherever LVM finds them.

@@ -8,6 +8,7 @@ pub mod capacity;
 pub mod copy;
 pub mod cow;
 pub mod create;
+mod encryption;
 pub mod expand;
 mod place;
 pub mod pool;

@@ -52,6 +52,7 @@ pub fn plan(vg: &VgState, rules: &Rules, request: &CreateSnapshot) -> Result<Pla
         // It holds blocks of the volume, which are to be cleared with the last that has them.
         wipe: origin.tags.wipe,
         hides: origin.tags.hides,
+        luks: origin.tags.luks,
         ..Tags::default()
     };
     Ok(Plan::Steps(vec![change(vg, rules, origin, lv, request.cow_size, tags.print())?]))

@@ -14,6 +14,11 @@ impl World {
 
     /// Makes a range of a device read as zeroes. Whether there is such a device.
     pub(super) fn zero(&mut self, node: &Path, offset: u64, len: u64) -> bool {
+        self.zero_luks(node, offset, len);
+        if self.mapping_at(node).is_some() {
+            self.soil(node);
+            return true;
+        }
         let Some((_, lv)) = self.lv_at(node) else { return false };
         let (areas, uuid, size) = (lv.areas.clone(), lv.uuid.clone(), lv.size.get());
         let end = offset.saturating_add(len);

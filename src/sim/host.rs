@@ -136,7 +136,7 @@ impl Host for SimHost {
         tokio::task::yield_now().await;
         let reads = match call.program {
             Program::Lvm => lvm::is_read(&call.args),
-            other => programs::is_read(other),
+            _ => programs::is_read(call),
         };
         let dead = || RunError::Start(call.label(), io::Error::other("the process is dead"));
         self.alive().map_err(|_| dead())?;
@@ -181,7 +181,11 @@ impl Host for SimHost {
             return Ok(Some(DmStatus { open_count: 0, targets }));
         }
         let Some(device) = world.device(dm_name) else { return Ok(None) };
+        let held = world.lv_at(&device.node).map(|(_, lv)| &lv.uuid);
+        let held = held.filter(|_| world.mapping_at(&device.node).is_none());
         let open = world.mounts.iter().filter(|m| m.source == device.node).count();
+        let open =
+            open.saturating_add(world.mappings.values().filter(|m| Some(&m.lv) == held).count());
         let open_count = u32::try_from(open).unwrap_or(u32::MAX);
         let line = world.raid_status(dm_name).map(|line| ("raid".to_owned(), line));
         Ok(Some(DmStatus { open_count, targets: line.into_iter().collect() }))
@@ -197,6 +201,8 @@ impl Host for SimHost {
                 Some(Holds::Pv(pv)) => print::pv_image(&world, &pv),
                 _ => vec![],
             }
+        } else if let Some(luks) = world.luks_mut(device) {
+            crate::host::luks::print(&luks.header)
         } else {
             let content = world.content_mut(device).ok_or_else(|| not_found(device))?;
             content.superblock.as_ref().map(superblock::print).unwrap_or_default()
@@ -208,6 +214,9 @@ impl Host for SimHost {
 
     fn write_device(&self, device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.effect(format!("write {} {offset} {}", device.display(), bytes.len()), |world| {
+            if world.write_luks(device, offset, bytes) {
+                return Ok(());
+            }
             let content = world.content_mut(device).ok_or_else(|| not_found(device))?;
             let mut head = content.superblock.as_ref().map(superblock::print).unwrap_or_default();
             let at = usize::try_from(offset).map_err(io::Error::other)?;
@@ -227,7 +236,10 @@ impl Host for SimHost {
 
     fn clear_device(&self, device: &Path, how: Wipe, offset: u64, len: u64) -> io::Result<()> {
         self.effect(format!("{how} {} {offset} {len}", device.display()), |world| {
-            if world.mounts.iter().any(|m| m.source == device) {
+            let held = world.lv_at(device).map(|(_, lv)| lv.uuid.clone());
+            if world.mounts.iter().any(|m| m.source == device)
+                || world.mappings.values().any(|m| Some(&m.lv) == held.as_ref())
+            {
                 return Err(io::ErrorKind::ResourceBusy.into());
             }
             if world.no_discard && how == Wipe::Discard {

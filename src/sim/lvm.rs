@@ -425,6 +425,9 @@ fn remove(world: &mut World, vg_name: &str, lv: &Lv) -> Outcome {
     let name = dm_name(&state.name, &lv.name).unwrap_or_default();
     let node = std::path::Path::new("/dev/mapper").join(&name);
     let number = world.device(&name).map(|d| d.number);
+    if world.mappings.values().any(|m| m.lv == lv.uuid) {
+        return refuse(format!("Logical volume {vg_name}/{} in use.", lv.name));
+    }
     if world.mounts.iter().any(|m| m.source == node || Some(m.device) == number) {
         return refuse(format!(
             "Logical volume {vg_name}/{} contains a filesystem in use.",

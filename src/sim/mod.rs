@@ -11,6 +11,7 @@
 )]
 
 mod cow;
+mod crypt;
 mod extents;
 mod fault;
 mod host;
@@ -21,6 +22,7 @@ mod programs;
 mod raid;
 mod world;
 
+pub use crypt::SimLuks;
 pub use fault::{Fault, Mode};
 pub use host::SimHost;
 pub use pool::SimPool;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
+use super::crypt;
 use super::world::World;
 use crate::host::invocation::{Invocation, Program};
 use crate::host::runner::{Completed, Exit};
@@ -11,9 +12,10 @@ use crate::host::superblock::Superblock;
 use crate::lvm::tag::FsType;
 use crate::units::Bytes;
 
-/// Whether a program only reads.
-pub(super) const fn is_read(program: Program) -> bool {
-    matches!(program, Program::Blkid)
+/// Whether a call only reads.
+pub(super) fn is_read(call: &Invocation) -> bool {
+    call.program == Program::Blkid
+        || (call.program == Program::Cryptsetup && crypt::is_read(&call.args))
 }
 
 /// Runs a program.
@@ -29,6 +31,7 @@ pub(super) fn run(world: &mut World, call: &Invocation) -> Completed {
     match call.program {
         Program::Lvm => bad("lvm is simulated elsewhere"),
         Program::Blkid => blkid(world, device),
+        Program::Cryptsetup => crypt::run(world, call),
         Program::MkfsExt4 => make(world, device, FsType::Ext4, after("-U")),
         Program::MkfsXfs => {
             let uuid = after("-m").and_then(|m| m.strip_prefix("uuid=").map(str::to_owned));
@@ -63,6 +66,9 @@ fn blkid(world: &mut World, device: &Path) -> Completed {
             super::world::Holds::Pv(_) => answer(0, "TYPE=LVM2_member\n", ""),
         };
     }
+    if let Some(luks) = world.luks_mut(device) {
+        return answer(0, &format!("UUID={}\nTYPE=crypto_LUKS\n", luks.header.uuid), "");
+    }
     let Some(content) = world.content_mut(device) else {
         return answer(2, "", "error: cannot open");
     };
@@ -74,18 +80,20 @@ fn blkid(world: &mut World, device: &Path) -> Completed {
 }
 
 fn make(world: &mut World, device: &Path, fs: FsType, uuid: Option<String>) -> Completed {
-    let size = world.lv_at(device).map(|(_, lv)| lv.size);
+    let size = world.size_at(device);
     let uuid = uuid.and_then(|u| Uuid::parse_str(&u).ok());
     let (Some(size), Some(uuid)) = (size, uuid) else { return answer(1, "", "no such device") };
     if size < fs.minimum() {
         return answer(1, "", "the device is too small");
     }
     world.soil(device);
+    let raw = world.mapping_at(device).is_none();
     if let Some(content) = world.content_mut(device) {
         // mkfs has no regard for what is there.
         content.superblock = Some(Superblock { fs, uuid, size });
         content.data.clear();
         content.foreign = None;
+        content.luks.take_if(|_| raw);
     }
     answer(0, "", "")
 }
@@ -105,7 +113,7 @@ fn set_uuid(world: &mut World, device: &Path, uuid: Option<String>) -> Completed
 }
 
 fn grow(world: &mut World, device: &Path) -> Completed {
-    let size: Option<Bytes> = world.lv_at(device).map(|(_, lv)| lv.size);
+    let size: Option<Bytes> = world.size_at(device);
     match (world.content_mut(device).and_then(|c| c.superblock.as_mut()), size) {
         (Some(sb), Some(size)) => {
             sb.size = size;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::crypt::{Mapping, SimLuks};
 use super::pool::SimPool;
 use super::raid::SimRaid;
 use crate::host::PathKind;
@@ -25,6 +26,8 @@ pub struct World {
     pub(super) vgs: BTreeMap<LvmUuid, SimVg>,
     /// Active devices: minor by name.
     pub(super) active: BTreeMap<String, u32>,
+    /// Decrypted devices, by name.
+    pub(super) mappings: BTreeMap<String, Mapping>,
     pub(super) contents: BTreeMap<LvmUuid, Content>,
     pub(super) mounts: Vec<Mount>,
     pub(super) paths: BTreeMap<PathBuf, PathKind>,
@@ -75,6 +78,10 @@ pub struct Content {
     pub foreign: Option<String>,
     /// What its user has written.
     pub data: String,
+    /// Its LUKS header; all else is what is seen through that.
+    pub luks: Option<SimLuks>,
+    /// The copy of the header.
+    pub luks_copy: Option<SimLuks>,
 }
 
 /// A mount, as a test wants to see it.
@@ -201,10 +208,13 @@ impl World {
 
     /// The VG and LV of a device node.
     pub(super) fn lv_at(&self, node: &Path) -> Option<(&SimVg, &Lv)> {
+        let mapped = self.mapping_at(node).map(|mapping| &mapping.lv);
         self.vgs.values().find_map(|vg| {
             let lv = vg.state.lvs.values().find(|lv| {
                 let name = dm_name(&vg.state.name, &lv.name).unwrap_or_default();
-                Path::new("/dev/mapper").join(&name) == node && self.active.contains_key(&name)
+                mapped == Some(&lv.uuid)
+                    || Path::new("/dev/mapper").join(&name) == node
+                        && self.active.contains_key(&name)
             })?;
             Some((vg, lv))
         })
@@ -212,8 +222,18 @@ impl World {
 
     /// The active device of that name.
     pub(super) fn device(&self, name: &str) -> Option<DmDevice> {
-        let minor = *self.active.get(name)?;
         let node = Path::new("/dev/mapper").join(name);
+        if let Some(mapping) = self.mappings.get(name) {
+            let (uuid, number) = (mapping.uuid.clone(), (MAJOR, mapping.minor));
+            return Some(DmDevice {
+                name: name.to_owned(),
+                uuid,
+                number,
+                size: mapping.size,
+                node,
+            });
+        }
+        let minor = *self.active.get(name)?;
         let (vg, lv) = self.lv_at(&node)?;
         Some(DmDevice {
             name: name.to_owned(),
@@ -397,13 +417,14 @@ impl World {
                     format!("{} {own} uuid {}", sb.fs, sb.size)
                 });
                 lines.push(format!(
-                    "lv {} {} {layout} tags {:?} writable {} active {} fs {fs:?} data {:?}",
+                    "lv {} {} {layout} tags {:?} writable {} active {} fs {fs:?} data {:?}{}",
                     lv.name,
                     lv.size,
                     lv.tags.print(),
                     lv.writable,
                     self.active.contains_key(&name),
-                    content.data
+                    content.data,
+                    self.luks_summary(&lv.uuid)
                 ));
             }
         }
@@ -414,7 +435,8 @@ impl World {
 
     /// The filesystem on a device.
     pub(super) fn filesystem_at(&self, node: &Path) -> Option<FsType> {
-        let uuid = &self.lv_at(node)?.1.uuid;
-        Some(self.contents.get(uuid)?.superblock?.fs)
+        let content = self.contents.get(&self.lv_at(node)?.1.uuid)?;
+        let hidden = content.luks.is_some() && self.mapping_at(node).is_none();
+        content.superblock.filter(|_| !hidden).map(|sb| sb.fs)
     }
 }

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use cinderblock::domain::{AccessType, CapacityRange, Provisioning};
+use cinderblock::domain::{AccessType, Provisioning};
 use cinderblock::error::{ErrorKind, Result};
 use cinderblock::lvm::layout::{RaidLevel, ThickLayout};
 use cinderblock::lvm::tag::{FsType, Usage, Wipe};
@@ -12,7 +12,8 @@ use cinderblock::sim::{Fault, Mode};
 use cinderblock::units::Bytes;
 
 use crate::support::{
-    Node, VG, as_thick, cloned, mounted, restored, staging, thick, thin, volume, wiped,
+    MASTER_KEY, Node, VG, as_thick, cloned, encrypted, master, mounted, restored, secret, thick,
+    thin, volume, wiped,
 };
 
 /// What has to be there before the call.
@@ -146,6 +147,17 @@ async fn thick_snapshotted(node: &Node, wipe: Option<Wipe>) -> Vec<Handle> {
 async fn fresh_restore(node: &Node, fs: FsType) -> Vec<Handle> {
     let handles = snapshotted(node, fs).await;
     let mut request = restored("pvc-1", &handles[1], 2);
+    request.usage = Usage::Filesystem(fs);
+    vec![made(node, request).await]
+}
+
+/// A restored encrypted volume, larger than its source, not staged yet.
+async fn luks_restore(node: &Node, fs: FsType) -> Vec<Handle> {
+    let request = encrypted(self::fs("pvc-0", Provisioning::Thin, fs));
+    let source = made(node, request).await;
+    node.write(&source, mounted(fs), "before").await;
+    let snapshot = node.snapshot("snapshot-0", &source).await.unwrap().handle;
+    let mut request = encrypted(restored("pvc-1", &snapshot, 2));
     request.usage = Usage::Filesystem(fs);
     vec![made(node, request).await]
 }
@@ -338,7 +350,67 @@ cases! {
         node.expand(&handles[0], Bytes::gib(2)).await.unwrap();
         handles
     }, |node, h| {
-        let range = CapacityRange { required: Some(Bytes::gib(2)), limit: None };
-        node.agent.expand_published(h[0].clone(), staging(&h[0]), range).await.map(drop)
+        node.expand_published(&h[0], Bytes::gib(2), master()).await.map(drop)
     };
+
+    stage_a_new_luks_ext4: |node| vec![made(node, encrypted(thick("pvc-1"))).await],
+        |node, h| node.stage(&h[0], mounted(FsType::Ext4)).await;
+    stage_a_new_luks_by_passphrase: |node| vec![made(node, encrypted(thin("pvc-1"))).await],
+        |node, h| node.stage_with(&h[0], mounted(FsType::Ext4), secret(&[("passphrase", "a")])).await;
+    stage_a_new_luks_block: |node| vec![made(node, encrypted(block("pvc-1", Provisioning::Thick))).await],
+        |node, h| node.stage(&h[0], AccessType::Block).await;
+    stage_luks_again: |node| {
+        vec![used(node, encrypted(thin("pvc-1"))).await]
+    }, |node, h| node.stage(&h[0], mounted(FsType::Ext4)).await;
+    stage_luks_after_an_expansion: |node| {
+        let handle = used(node, encrypted(thin("pvc-1"))).await;
+        node.expand(&handle, Bytes::gib(2)).await.unwrap();
+        vec![handle]
+    }, |node, h| node.stage(&h[0], mounted(FsType::Ext4)).await;
+    stage_a_restored_luks_xfs: |node| luks_restore(node, FsType::Xfs).await,
+        |node, h| node.stage(&h[0], mounted(FsType::Xfs)).await;
+    stage_a_restored_luks_with_another_secret: |node| luks_restore(node, FsType::Ext4).await,
+        |node, h| {
+            let both = secret(&[("passphrase", "b"), ("previousMasterKey", MASTER_KEY)]);
+            node.stage_with(&h[0], mounted(FsType::Ext4), both).await
+        };
+    stage_luks_with_a_new_master_key: |node| vec![used(node, encrypted(thin("pvc-1"))).await],
+        |node, h| {
+            let new = "n".repeat(44);
+            let both = secret(&[("masterKey", &new), ("previousMasterKey", MASTER_KEY)]);
+            node.stage_with(&h[0], mounted(FsType::Ext4), both).await
+        };
+    unstage_luks: |node| {
+        let handle = made(node, encrypted(thin("pvc-1"))).await;
+        node.stage(&handle, mounted(FsType::Ext4)).await.unwrap();
+        vec![handle]
+    }, |node, h| node.unstage(&h[0]).await;
+    publish_a_luks_block: |node| {
+        let handle = made(node, encrypted(block("pvc-1", Provisioning::Thin))).await;
+        node.stage(&handle, AccessType::Block).await.unwrap();
+        vec![handle]
+    }, |node, h| node.publish(&h[0], AccessType::Block, "/pods/a").await;
+    expand_luks_while_published: |node| {
+        let request = encrypted(fs("pvc-1", Provisioning::Thick, FsType::Xfs));
+        let handles = published(node, mounted(FsType::Xfs), request).await;
+        node.expand(&handles[0], Bytes::gib(2)).await.unwrap();
+        handles
+    }, |node, h| node.expand_published(&h[0], Bytes::gib(2), master()).await.map(drop);
+    expand_luks_block: |node| {
+        let handle = made(node, encrypted(block("pvc-1", Provisioning::Thick))).await;
+        node.write(&handle, AccessType::Block, "data").await;
+        vec![handle]
+    }, |node, h| node.expand(&h[0], Bytes::gib(2)).await.map(drop);
+    delete_luks: |node| vec![used(node, encrypted(thick("pvc-1"))).await],
+        |node, h| node.delete(&h[0]).await;
+    delete_a_luks_snapshot: |node| {
+        let source = used(node, encrypted(thin("pvc-0"))).await;
+        let snapshot = node.snapshot("snapshot-0", &source).await.unwrap().handle;
+        vec![snapshot]
+    }, |node, h| {
+        use cinderblock::domain::VolumeAgent;
+        node.agent.delete_snapshot(h[0].clone()).await.map(drop)
+    };
+    delete_luks_and_zero: |node| vec![used(node, encrypted(wiped(thick("pvc-1"), Wipe::Zero))).await],
+        |node, h| node.delete_and_wipe(&h[0]).await;
 }

@@ -24,6 +24,7 @@
 
 mod behaviour;
 mod copies;
+mod encryption;
 mod faults;
 mod link;
 mod pools;

@@ -7,7 +7,8 @@ use cinderblock::agent::{Agent, Labels, Publish, Stage};
 use cinderblock::config::Config;
 use cinderblock::domain::{
     AccessMode, AccessType, BackendState, Capability, CapacityRange, ContentSource, CowSize,
-    CreateSnapshot, CreateVolume, Provisioning, Snapshot, Volume, VolumeAgent, VolumeClass,
+    CreateSnapshot, CreateVolume, Provisioning, Secrets, Snapshot, Volume, VolumeAgent,
+    VolumeClass,
 };
 use cinderblock::error::{Error, Result};
 use cinderblock::lvm::layout::ThickLayout;
@@ -173,9 +174,31 @@ impl Node {
         Err(Error::unavailable("it is not wiped"))
     }
 
+    /// With a master key, which volumes that are not encrypted do not mind.
     pub async fn stage(&self, volume: &Handle, access: AccessType) -> Result<()> {
+        self.stage_with(volume, access, master()).await
+    }
+
+    pub async fn stage_with(
+        &self,
+        volume: &Handle,
+        access: AccessType,
+        secrets: Secrets,
+    ) -> Result<()> {
         let capability = Capability { access, mode: AccessMode::MultiWriter };
-        self.agent.stage(Stage { volume: volume.clone(), path: staging(volume), capability }).await
+        let path = staging(volume);
+        self.agent.stage(Stage { volume: volume.clone(), path, capability, secrets }).await
+    }
+
+    /// What the resizer asks of the node.
+    pub async fn expand_published(
+        &self,
+        volume: &Handle,
+        size: Bytes,
+        secrets: Secrets,
+    ) -> Result<Bytes> {
+        let range = CapacityRange { required: Some(size), limit: None };
+        self.agent.expand_published(volume.clone(), staging(volume), range, secrets).await
     }
 
     pub async fn publish(&self, volume: &Handle, access: AccessType, target: &str) -> Result<()> {
@@ -234,6 +257,7 @@ pub fn volume(name: &str, provisioning: Provisioning, usage: Usage, gib: u64) ->
             provisioning: Some(provisioning),
             layout: ThickLayout::Linear,
             wipe: None,
+            luks: false,
         },
         usage,
         source: None,
@@ -246,6 +270,22 @@ pub fn wiped(request: CreateVolume, wipe: Wipe) -> CreateVolume {
     let class = VolumeClass { wipe: Some(wipe), ..request.class };
     let range = CapacityRange { required: Some(Bytes::mib(64)), limit: None };
     CreateVolume { class, range, ..request }
+}
+
+/// What a Secret says.
+pub fn secret(entries: &[(&str, &str)]) -> Secrets {
+    Secrets::new(entries.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+}
+
+pub const MASTER_KEY: &str = "4gBpy3bX0bZ9uTnGfQ6a3uG0r9pQz1J0h2k5m8n1s4o=";
+
+pub fn master() -> Secrets {
+    secret(&[("masterKey", MASTER_KEY)])
+}
+
+pub fn encrypted(mut request: CreateVolume) -> CreateVolume {
+    request.class.luks = true;
+    request
 }
 
 pub fn thin(name: &str) -> CreateVolume {

@@ -28,7 +28,7 @@ use crate::host::superblock::{
 use crate::lvm::state::Lv;
 use crate::lvm::tag::{FsType, Pending};
 
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 /// How much at the end of a device is read to see that it can be read.
 const TAIL_BYTES: u64 = 64 << 10;
@@ -68,29 +68,7 @@ impl<H: Host> Agent<H> {
 
     async fn format(&self, lv: &Lv, device: &DmDevice, fs: FsType) -> Result<()> {
         let uuid = lv.uuid.filesystem_uuid();
-        let before = self.superblock(lv, device).await?;
-        self.read_tail(lv, device).await?;
-        let done = self.run_on(lv, &probe(&device.node)).await?;
-        match probe_result(&done) {
-            Ok(Probe::Nothing) => {}
-            // Made by us, wholly or in part, and never given to anybody.
-            Ok(Probe::Found(_)) if before.is_some_and(|sb| sb.uuid == uuid) => {}
-            Ok(Probe::Found(what)) => {
-                return Err(Error::damaged(format!(
-                    "volume {} should be blank, but its device holds {what}: nothing was changed. If it may be formatted, clear it with \
-                     wipefs -a {}; if not, drop its tag cb.fresh with lvchange --deltag",
-                    lv.name,
-                    device.node.display()
-                )));
-            }
-            Err(why) => {
-                return Err(Error::host(format!(
-                    "volume {}: blkid does not tell whether {} is blank, so nothing was formatted: {why}",
-                    lv.name,
-                    device.node.display()
-                )));
-            }
-        }
+        self.must_be_blank(lv, device, Some(uuid)).await?;
         tracing::info!(volume = %lv.name, %fs, size = %device.size, "formatting");
         self.change(lv, "format", &make(fs, &device.node, uuid)).await?;
         let made = self.superblock(lv, device).await?;
@@ -101,6 +79,34 @@ impl<H: Host> Agent<H> {
             )));
         }
         Ok(())
+    }
+
+    /// That nothing is on a device but, perhaps, what we began to make: the filesystem of that UUID.
+    pub(super) async fn must_be_blank(
+        &self,
+        lv: &Lv,
+        device: &DmDevice,
+        own: Option<Uuid>,
+    ) -> Result<()> {
+        let before = self.superblock(lv, device).await?;
+        self.read_tail(lv, device).await?;
+        let done = self.run_on(lv, &probe(&device.node)).await?;
+        match probe_result(&done) {
+            Ok(Probe::Nothing) => Ok(()),
+            // Made by us, wholly or in part, and never given to anybody.
+            Ok(Probe::Found(_)) if before.is_some_and(|sb| Some(sb.uuid) == own) => Ok(()),
+            Ok(Probe::Found(what)) => Err(Error::damaged(format!(
+                "volume {} should be blank, but its device holds {what}: nothing was changed. If it may be formatted, clear it with \
+                     wipefs -a {}; if not, drop its tag cb.fresh with lvchange --deltag",
+                lv.name,
+                device.node.display()
+            ))),
+            Err(why) => Err(Error::host(format!(
+                "volume {}: blkid does not tell whether {} is blank, so nothing was formatted: {why}",
+                lv.name,
+                device.node.display()
+            ))),
+        }
     }
 
     /// A restored or cloned volume begins with its source's UUID; two of one UUID on a node cannot
@@ -239,7 +245,7 @@ impl<H: Host> Agent<H> {
         })
     }
 
-    async fn change(&self, lv: &Lv, what: &str, call: &Invocation) -> Result<()> {
+    pub(super) async fn change(&self, lv: &Lv, what: &str, call: &Invocation) -> Result<()> {
         let done = self.run_on(lv, call).await?;
         if done.success() {
             return Ok(());

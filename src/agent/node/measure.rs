@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::super::Agent;
 use super::super::blocking::within;
 use super::{LOOK_TIMEOUT, Statistics, is_of};
-use crate::domain::CapacityRange;
+use crate::domain::{CapacityRange, Secrets};
 use crate::error::{Error, Result};
 use crate::host::dm::DmDevice;
 use crate::host::{Host, PathKind};
@@ -23,7 +23,8 @@ impl<H: Host> Agent<H> {
         // A disk that hangs keeps one thread of ours, not one more a minute.
         let _path = self.0.guards.path(&path)?;
         let (vg, lv) = self.find_volume(&volume).await?;
-        let device = self.device(&vg.state(), &lv).await?.ok_or_else(|| not_at(&lv, &path))?;
+        let device = self.user_device(&vg.state(), &lv).await?;
+        let device = device.ok_or_else(|| not_at(&lv, &path))?;
         let what = path.display().to_string();
         match self.path_kind(&path).await? {
             PathKind::Directory => {
@@ -55,9 +56,10 @@ impl<H: Host> Agent<H> {
         volume: Handle,
         path: PathBuf,
         range: CapacityRange,
+        secrets: Secrets,
     ) -> Result<Bytes> {
         let agent = self.clone();
-        self.detached(async move { agent.do_expand(volume, path, range).await }).await
+        self.detached(async move { agent.do_expand(volume, path, range, secrets).await }).await
     }
 
     async fn do_expand(
@@ -65,10 +67,17 @@ impl<H: Host> Agent<H> {
         volume: Handle,
         path: PathBuf,
         range: CapacityRange,
+        secrets: Secrets,
     ) -> Result<Bytes> {
         let _volume = self.0.guards.lv(&volume.vg, &volume.lv)?;
         let (vg, lv) = self.find_volume(&volume).await?;
-        let device = self.device(&vg.state(), &lv).await?.ok_or_else(|| not_at(&lv, &path))?;
+        let device = self.user_device(&vg.state(), &lv).await?;
+        let mut device = device.ok_or_else(|| not_at(&lv, &path))?;
+        if lv.tags.luks
+            && let Some(grown) = self.grow_mapping(&vg, &lv, &device, &secrets).await?
+        {
+            device = grown;
+        }
         if range.required.is_some_and(|required| device.size < required) {
             return Err(Error::out_of_range(format!(
                 "the device of volume {} has {}, less than the {} required: ControllerExpandVolume comes first",

@@ -6,11 +6,13 @@
 //! What is mounted is asked of the kernel each time; nothing is remembered, so that a restart
 //! changes nothing. Unmounting needs neither LVM nor the volume.
 
+mod crypt;
 mod filesystem;
 mod health;
 mod measure;
 mod publish;
 mod stage;
+mod wrap;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use std::time::Duration;
 use super::Agent;
 use super::blocking::within;
 use super::store::Vg;
-use crate::domain::Capability;
+use crate::domain::{Capability, Secrets};
 use crate::error::{Error, Result};
 use crate::host::dm::DmDevice;
 use crate::host::mountinfo::{Mount, MountTable};
@@ -44,6 +46,8 @@ pub struct Stage {
     pub path: PathBuf,
     /// As what.
     pub capability: Capability,
+    /// What opens it, if it is encrypted.
+    pub secrets: Secrets,
 }
 
 /// Give a staged volume to a pod.
@@ -89,7 +93,7 @@ impl<H: Host> Agent<H> {
         Ok((vg, lv.clone()))
     }
 
-    async fn mounts(&self) -> Result<MountTable> {
+    pub(super) async fn mounts(&self) -> Result<MountTable> {
         within(&self.0.store.host, LOOK_TIMEOUT, "the table of mounts", Host::mounts)
             .await?
             .map_err(|e| Error::host("cannot read the table of mounts").because(e))

@@ -43,7 +43,7 @@ impl<H: Host> Agent<H> {
         let _path = self.0.guards.path(&request.target)?;
         let (vg, lv) = self.find_volume(&request.volume).await?;
         let device =
-            self.device(&vg.state(), &lv).await?.ok_or_else(|| not_staged(&lv, &request))?;
+            self.user_device(&vg.state(), &lv).await?.ok_or_else(|| not_staged(&lv, &request))?;
         let read_only = request.read_only || request.capability.mode == AccessMode::SingleReader;
         match &request.capability.access {
             AccessType::Block => {

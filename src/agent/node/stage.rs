@@ -25,16 +25,21 @@ impl<H: Host> Agent<H> {
         self.detached(async move { agent.do_stage(request).await }).await
     }
 
-    /// Unmounts a volume, also one that is not there any more. What is not mounted is done.
+    /// Unmounts a volume and closes it if it is encrypted, also one that is not there any more. What
+    /// is not mounted is done.
     ///
     /// # Errors
     /// When it is in use.
     pub async fn unstage(&self, volume: Option<Handle>, path: PathBuf) -> Result<()> {
         let agent = self.clone();
         self.detached(async move {
-            let _volume = volume.map(|v| agent.0.guards.lv(&v.vg, &v.lv)).transpose()?;
+            let _volume = volume.as_ref().map(|v| agent.0.guards.lv(&v.vg, &v.lv)).transpose()?;
             let _path = agent.0.guards.path(&path)?;
-            agent.unmount_all(&path).await
+            agent.unmount_all(&path).await?;
+            match volume {
+                Some(volume) => agent.close_mapping(&volume).await,
+                None => Ok(()),
+            }
         })
         .await
     }
@@ -46,7 +51,10 @@ impl<H: Host> Agent<H> {
         if lv.is_unfinished() {
             return Err(Error::unavailable(format!("volume {} is still being made", lv.name)));
         }
-        let device = self.activate(&vg, &lv.name).await?;
+        let mut device = self.activate(&vg, &lv.name).await?;
+        if lv.tags.luks {
+            device = self.open_crypt(&vg, &lv, &device, &request.secrets).await?;
+        }
         match request.capability.access {
             AccessType::Block => self.stage_block(&vg, &lv).await,
             AccessType::Mount { fs, options } => {
@@ -62,6 +70,8 @@ impl<H: Host> Agent<H> {
             (None, _) => Ok(()),
             // The pool zeroes what it gives out, which is checked before it is used.
             (Some(pending), LvLayout::Thin { .. }) => self.settle(vg, &lv.name, pending).await,
+            // What others wrote is noise under its key.
+            (Some(pending), _) if lv.tags.luks => self.settle(vg, &lv.name, pending).await,
             (Some(Pending::Fresh), _) => {
                 tracing::info!(volume = %lv.name, size = %lv.size, "zeroing a new block volume");
                 self.zero_and_settle(vg, &lv.name).await
