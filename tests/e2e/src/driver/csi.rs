@@ -35,6 +35,7 @@ pub struct Csi {
     runtime: Arc<Runtime>,
     channel: Channel,
     timeout: Duration,
+    secrets: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for Csi {
@@ -202,13 +203,22 @@ impl Csi {
             let _inside = runtime.enter();
             Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
         };
-        Ok(Self { runtime: Arc::new(runtime), channel, timeout: CALL_TIMEOUT })
+        let (timeout, secrets) = (CALL_TIMEOUT, BTreeMap::new());
+        Ok(Self { runtime: Arc::new(runtime), channel, timeout, secrets })
     }
 
     /// Another time that a call may take, two minutes by default.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// With what a Secret of the class says, for the calls that take it.
+    #[must_use]
+    pub fn with_secrets(mut self, entries: &[(&str, &str)]) -> Self {
+        let text = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        self.secrets = entries.iter().map(text).collect();
         self
     }
 
@@ -376,6 +386,7 @@ impl Csi {
             volume_id: volume.to_owned(),
             staging_target_path: text(staging),
             volume_capability: Some(access.capability()),
+            secrets: self.secrets.clone(),
             ..pb::NodeStageVolumeRequest::default()
         };
         self.node(async |mut it| it.node_stage_volume(request).await).map(drop)
@@ -472,6 +483,7 @@ impl Csi {
         let request = pb::NodeExpandVolumeRequest {
             volume_id: volume.to_owned(),
             volume_path: text(path),
+            secrets: self.secrets.clone(),
             ..pb::NodeExpandVolumeRequest::default()
         };
         let answer = self.node(async |mut it| it.node_expand_volume(request).await)?;

@@ -16,10 +16,11 @@ const FORMAT: u32 = 1;
 
 const SUITE: &str = "bookworm";
 
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 13] = [
     "base-files",
     "btrfs-progs",
     "coreutils",
+    "cryptsetup-bin",
     "dash",
     "dmsetup",
     "e2fsprogs",
@@ -33,7 +34,7 @@ const PACKAGES: [&str; 12] = [
 
 /// What the driver starts, what those start, and a few words for a person who looks around. A name
 /// that is a link brings what it points to.
-const KEPT: [&str; 54] = [
+const KEPT: [&str; 55] = [
     "/bin/btrfs",
     "/bin/cat",
     "/bin/dd",
@@ -49,6 +50,7 @@ const KEPT: [&str; 54] = [
     "/etc/os-release",
     "/sbin/blkid",
     "/sbin/blockdev",
+    "/sbin/cryptsetup",
     "/sbin/dmsetup",
     "/sbin/dumpe2fs",
     "/sbin/e2fsck",

@@ -9,8 +9,8 @@ use cinderblock_lab::driver::{Access, Class, Csi, Machine, Source, is_open};
 use tonic::Status;
 
 use crate::support::{
-    BACKEND, GIB, MIB, Random, THICK_BLOCK, Vol, expect_nothing_left, filesystem, fill, pooled,
-    started, sum,
+    BACKEND, GIB, MASTER, MIB, Random, THICK_BLOCK, Vol, encrypted, expect_nothing_left,
+    filesystem, fill, pooled, started, sum,
 };
 
 /// New lives begin for so long; the last ones come to their end.
@@ -88,7 +88,7 @@ fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Result<()> {
 }
 
 fn lives(machine: &Machine, class: Class, prefix: &str) -> Result<usize> {
-    let (start, csi) = (Instant::now(), machine.driver.csi()?);
+    let (start, csi) = (Instant::now(), machine.driver.csi()?.with_secrets(&MASTER));
     let mut count = 0;
     while start.elapsed() < TIME {
         let name = format!("pvc-{prefix}-{count}");
@@ -122,6 +122,7 @@ fn a_driver_that_is_killed_at_random_keeps_every_promise() -> Result<()> {
                 (filesystem("thin", "xfs"), "x"),
                 (THICK_BLOCK, "b"),
                 (Class { more: &[("layout", "raid1")], ..filesystem("thick", "ext4") }, "r"),
+                (encrypted(filesystem("thin", "ext4")), "l"),
             ];
             let workers =
                 classes.map(|(class, prefix)| scope.spawn(move || lives(machine, class, prefix)));

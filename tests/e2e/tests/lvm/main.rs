@@ -15,6 +15,7 @@
 mod conformance;
 mod copies;
 mod disks;
+mod encryption;
 mod filesystems;
 mod foreign;
 mod full;

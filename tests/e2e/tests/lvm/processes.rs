@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use cinderblock_lab::driver::{LvmCount, Source};
 use tonic::Status;
 
-use crate::support::{GIB, MIB, THICK, THICK_BLOCK, THIN, Vol, pooled, started};
+use crate::support::{GIB, MASTER, MIB, THICK, THICK_BLOCK, THIN, Vol, encrypted, pooled, started};
 
 /// Runs a call that must go well, and compares how many LVM processes it takes.
 fn takes<T>(
@@ -24,8 +24,14 @@ fn takes<T>(
 #[test]
 fn a_change_is_one_process_and_a_look_is_none() -> Result<()> {
     started("processes", &[4 * GIB, 4 * GIB], &pooled(2, "50%"), |machine| {
-        let (csi, count) = (machine.driver.csi()?, LvmCount::start(&machine.node)?);
-        for (class, kind) in [(THIN, "thin"), (THICK, "thick"), (THICK_BLOCK, "thick block")] {
+        let (csi, count) =
+            (machine.driver.csi()?.with_secrets(&MASTER), LvmCount::start(&machine.node)?);
+        for (class, kind) in [
+            (THIN, "thin"),
+            (THICK, "thick"),
+            (THICK_BLOCK, "thick block"),
+            (encrypted(THICK), "encrypted thick"),
+        ] {
             let create = || Vol::create(&csi, class, &format!("pvc-{}", kind.len()), 256 * MIB);
             let v = takes(&count, &format!("create {kind}"), 1, create)?;
             takes(&count, &format!("create {kind} again"), 0, create)?;

@@ -27,6 +27,15 @@ pub(crate) const fn block(provisioning: &'static str) -> Class {
     Class { backend: BACKEND, provisioning, access: Access::Block, more: &[] }
 }
 
+/// What a Secret for encrypted volumes says.
+pub(crate) const MASTER: [(&str, &str); 1] =
+    [("masterKey", "4gBpy3bX0bZ9uTnGfQ6a3uG0r9pQz1J0h2k5m8n1s4o=")];
+
+/// The same volumes, encrypted.
+pub(crate) const fn encrypted(class: Class) -> Class {
+    Class { more: &[("encryption", "luks")], ..class }
+}
+
 /// The configuration of backend `fast` on the first `disks` disks, with a thin pool on this part.
 pub(crate) fn pooled(disks: usize, part: &str) -> String {
     let pool = format!("reserve: 0%\nthinPool: {{ name: pool0, size: {part}, overprovision: 20 }}");

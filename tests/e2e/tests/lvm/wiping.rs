@@ -16,7 +16,7 @@ const DISK: u64 = 768 * MIB;
 const PATIENCE: Duration = Duration::from_mins(4);
 
 /// Fills a file, or the device, with lines of this word, durably.
-fn mark(machine: &Machine, file: &str, word: &str, mib: u64) -> Result<()> {
+pub(crate) fn mark(machine: &Machine, file: &str, word: &str, mib: u64) -> Result<()> {
     machine.sh(&format!(
         "yes {word} | dd of={file} bs=1M count={mib} iflag=fullblock oflag=direct conv=fsync 2>/dev/null"
     ))?;
