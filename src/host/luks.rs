@@ -207,11 +207,13 @@ pub fn format(device: &Path, uuid: Uuid, key: &Secret, stretch: Stretch) -> Invo
     change(&args, Some(key.clone()))
 }
 
-/// Makes the decrypted device. What its user discards is discarded below as well.
+/// Makes the decrypted device. What its user discards is discarded below as well. Its key stands in
+/// the kernel's table of the device and not in a keyring, so that growing it takes no Secret.
 #[must_use]
 pub fn open(device: &Path, name: &str, key: &Secret, slot: Option<u32>) -> Invocation {
     let device = device.to_string_lossy();
     let mut args = vec!["open", "--batch-mode", "--type", "luks2", "--allow-discards"];
+    args.push("--disable-keyring");
     let slot = slot.map(|slot| slot.to_string());
     args.extend(slot.iter().flat_map(|slot| ["--key-slot", slot]));
     args.extend(["--key-file", "-", &device, name]);
@@ -295,10 +297,16 @@ pub fn set_uuid(device: &Path, uuid: Uuid) -> Invocation {
     change(&["luksUUID", "--batch-mode", "--uuid", &uuid, &device], None)
 }
 
-/// Makes the decrypted device as large as what is below it.
+/// Makes the decrypted device as large as what is below it. One that somebody has opened with its key
+/// in a keyring takes the key once more.
 #[must_use]
-pub fn resize(name: &str, key: &Secret) -> Invocation {
-    change(&["resize", "--batch-mode", "--key-file", "-", name], Some(key.clone()))
+pub fn resize(name: &str, key: Option<&Secret>) -> Invocation {
+    let mut args = vec!["resize", "--batch-mode", "--disable-keyring"];
+    if key.is_some() {
+        args = vec!["resize", "--batch-mode", "--key-file", "-"];
+    }
+    args.push(name);
+    change(&args, key.cloned())
 }
 
 /// Takes the decrypted device away.
@@ -387,7 +395,8 @@ mod tests {
             import_token(device, &token).unwrap(),
             remove_token(device, 2),
             set_uuid(device, uuid),
-            resize("cb-crypt-1", &new),
+            resize("cb-crypt-1", None),
+            resize("cb-crypt-1", Some(&new)),
             close("cb-crypt-1"),
         ];
         let lines: Vec<_> = calls.iter().map(ToString::to_string).collect();

@@ -31,6 +31,8 @@ pub(super) struct Mapping {
     pub(super) uuid: String,
     pub(super) minor: u32,
     pub(super) size: Bytes,
+    /// Whether its key is where nobody can read it.
+    pub(super) keyring: bool,
 }
 
 type Outcome = Result<String, (i32, &'static str)>;
@@ -69,7 +71,12 @@ fn act(world: &mut World, args: &[String], input: &[u8]) -> Outcome {
             let found = world.luks_mut(Path::new(last)).ok_or(NO_LUKS)?.slot(input, slot);
             found.map(|slot| format!("Key slot {slot} unlocked.\n")).ok_or(WRONG_KEY)
         }
-        Some("open") => open(world, Path::new(from_end(1)), last, slot, input),
+        Some("open") => {
+            open(world, Path::new(from_end(1)), last, slot, input)?;
+            let mapping = world.mappings.get_mut(last).ok_or(NO_DEVICE)?;
+            mapping.keyring = !args.iter().any(|arg| arg == "--disable-keyring");
+            Ok(String::new())
+        }
         Some("luksAddKey") => {
             let luks = world.luks_mut(Path::new(last)).ok_or(NO_LUKS)?;
             let mut lines = input.split(|c| *c == b'\n');
@@ -136,7 +143,9 @@ fn open(world: &mut World, node: &Path, name: &str, slot: Option<u32>, key: &[u8
     world.numbers = world.numbers.wrapping_add(1);
     let minor = u32::try_from(world.numbers).unwrap_or_default();
     let size = lv.size.saturating_sub(LUKS_HEADER);
-    world.mappings.insert(name.to_owned(), Mapping { lv: lv.uuid, uuid, minor, size });
+    world
+        .mappings
+        .insert(name.to_owned(), Mapping { lv: lv.uuid, uuid, minor, size, keyring: false });
     Ok(String::new())
 }
 
@@ -157,8 +166,14 @@ fn resize(world: &mut World, name: &str, key: &[u8]) -> Outcome {
     let node = Path::new("/dev/mapper").join(name);
     let size = world.lv_at(&node).ok_or(NO_DEVICE)?.1.size;
     let content = world.content_mut(&node).ok_or(NO_DEVICE)?;
-    content.luks.as_ref().ok_or(NO_LUKS)?.slot(key, None).ok_or(WRONG_KEY)?;
+    let luks = content.luks.clone();
     let mapping = world.mappings.get_mut(name).ok_or(NO_DEVICE)?;
+    if mapping.keyring {
+        if key.is_empty() {
+            return Err((1, "Nothing to read on input."));
+        }
+        luks.ok_or(NO_LUKS)?.slot(key, None).ok_or(WRONG_KEY)?;
+    }
     mapping.size = size.saturating_sub(LUKS_HEADER);
     Ok(String::new())
 }
@@ -218,6 +233,13 @@ impl World {
         } else if !mapped {
             content.luks.take_if(|_| covers(0));
             content.luks_copy.take_if(|_| covers(COPY_AT));
+        }
+    }
+
+    /// Somebody opens all encrypted volumes anew by hand, as cryptsetup does when nobody tells it.
+    pub fn hide_keys(&mut self) {
+        for mapping in self.mappings.values_mut() {
+            mapping.keyring = true;
         }
     }
 

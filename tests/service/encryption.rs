@@ -163,21 +163,25 @@ async fn a_new_secret_takes_over_from_the_previous_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn growing_needs_the_secret_and_says_so() {
+async fn growing_takes_no_secret_unless_the_key_is_hidden() {
     let node = Node::ready().await;
     let volume = node.create(encrypted(thick("pvc-1"))).await.unwrap().handle;
     node.stage(&volume, mounted(EXT4)).await.unwrap();
     node.expand(&volume, Bytes::gib(2)).await.unwrap();
-    let error = node.expand_published(&volume, Bytes::gib(2), secret(&[])).await.unwrap_err();
-    assert!(error.to_string().contains("node-expand-secret-name"), "{error}");
-    let size = node.expand_published(&volume, Bytes::gib(2), master()).await.unwrap();
+    let size = node.expand_published(&volume, Bytes::gib(2), secret(&[])).await.unwrap();
     assert_eq!(size, Bytes::gib(2));
     let grown = || node.host.world().content(VG, "pvc-1").unwrap().superblock.unwrap().size;
     assert_eq!(grown(), Bytes::gib(2));
-    // Grown already: nobody is asked for a key.
-    node.expand_published(&volume, Bytes::gib(2), secret(&[])).await.unwrap();
     let error = node.expand_published(&volume, Bytes::gib(3), master()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OutOfRange);
+    node.host.world().hide_keys();
+    // Grown already: nobody is asked for a key.
+    node.expand_published(&volume, Bytes::gib(2), secret(&[])).await.unwrap();
+    node.expand(&volume, Bytes::mib(2560)).await.unwrap();
+    let error = node.expand_published(&volume, Bytes::mib(2560), secret(&[])).await.unwrap_err();
+    assert!(error.to_string().contains("node-expand-secret-name"), "{error}");
+    node.expand_published(&volume, Bytes::mib(2560), master()).await.unwrap();
+    assert_eq!(grown(), Bytes::mib(2560));
     // Staged again while it is larger below.
     node.expand(&volume, Bytes::gib(3)).await.unwrap();
     node.stage(&volume, mounted(EXT4)).await.unwrap();

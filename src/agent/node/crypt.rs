@@ -52,10 +52,12 @@ impl<H: Host> Agent<H> {
     ) -> Result<DmDevice> {
         let state = vg.state();
         let name = state.handle(&lv.name).crypt_name();
-        if let (None, Some(mapping)) = (lv.tags.pending, self.mapping(&state, lv).await?)
-            && mapping.size >= room(lv, device)
-        {
-            return Ok(mapping);
+        if let (None, Some(mapping)) = (lv.tags.pending, self.mapping(&state, lv).await?) {
+            if mapping.size >= room(lv, device) {
+                return Ok(mapping);
+            }
+            let keys = || secrets.keys(STAGE_SECRET);
+            return self.grow_crypt(vg, (lv, device, &mapping.name), keys).await;
         }
         let keys = secrets.keys(STAGE_SECRET)?;
         let crypt = Crypt { lv, device, name, keys };
@@ -70,7 +72,7 @@ impl<H: Host> Agent<H> {
             None => self.unlock(vg, &crypt).await?,
         };
         if mapping.size < room(lv, device) {
-            return self.grow_crypt(vg, &crypt).await;
+            return self.grow_crypt(vg, (lv, device, &mapping.name), || Ok(crypt.keys)).await;
         }
         if lv.tags.pending == Some(Pending::Fresh) {
             self.blank_ends(&crypt, &mapping).await?;
@@ -93,23 +95,34 @@ impl<H: Host> Agent<H> {
         if mapping.size >= room(lv, &device) {
             return Ok(None);
         }
-        let keys = secrets.keys(EXPAND_SECRET)?;
-        let crypt = Crypt { lv, device: &device, name: mapping.name.clone(), keys };
-        self.grow_crypt(vg, &crypt).await.map(Some)
+        self.grow_crypt(vg, (lv, &device, &mapping.name), || secrets.keys(EXPAND_SECRET))
+            .await
+            .map(Some)
     }
 
-    async fn grow_crypt(&self, vg: &Vg, crypt: &Crypt<'_>) -> Result<DmDevice> {
-        let header = self.header(crypt).await?;
-        let opens = self.opens(crypt, &header, &crypt.every()).await?;
-        let opens = opens.ok_or_else(|| wrong_key(crypt.lv))?;
-        self.change(crypt.lv, "grow", &luks::resize(&crypt.name, &opens.key)).await?;
-        match self.mapping(&vg.state(), crypt.lv).await? {
-            Some(mapping) if mapping.size >= room(crypt.lv, crypt.device) => Ok(mapping),
-            _ => Err(Error::host(format!(
-                "the decrypted device of volume {} is not larger, though cryptsetup reports success",
-                crypt.lv.name
-            ))),
+    async fn grow_crypt(
+        &self,
+        vg: &Vg,
+        (lv, device, name): (&Lv, &DmDevice, &str),
+        keys: impl FnOnce() -> Result<Keys>,
+    ) -> Result<DmDevice> {
+        // It fails when somebody has opened it by hand, with the key in a keyring.
+        self.cryptsetup(&luks::resize(name, None)).await?;
+        let large = |mapping: &DmDevice| mapping.size >= room(lv, device);
+        if let Some(mapping) = self.mapping(&vg.state(), lv).await?.filter(large) {
+            return Ok(mapping);
         }
+        let crypt = Crypt { lv, device, name: name.to_owned(), keys: keys()? };
+        let header = self.header(&crypt).await?;
+        let opens = self.opens(&crypt, &header, &crypt.every()).await?;
+        let opens = opens.ok_or_else(|| wrong_key(lv))?;
+        self.change(lv, "grow", &luks::resize(name, Some(&opens.key))).await?;
+        self.mapping(&vg.state(), lv).await?.filter(large).ok_or_else(|| {
+            Error::host(format!(
+                "the decrypted device of volume {} is not larger, though cryptsetup reports success",
+                lv.name
+            ))
+        })
     }
 
     /// A header on a volume that nobody ever had.
