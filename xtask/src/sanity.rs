@@ -28,6 +28,10 @@ enum Words {
     Thick,
     /// Thin block volumes
     Block,
+    /// Thick volumes with a filesystem, each on two disks
+    Raid1,
+    /// Encrypted thin volumes with a filesystem
+    Luks,
 }
 
 impl From<Words> for Kind {
@@ -36,6 +40,8 @@ impl From<Words> for Kind {
             Words::Thin => Self::Thin,
             Words::Thick => Self::Thick,
             Words::Block => Self::Block,
+            Words::Raid1 => Self::Raid1,
+            Words::Luks => Self::Luks,
         }
     }
 }

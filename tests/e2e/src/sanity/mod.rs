@@ -45,6 +45,8 @@ pub enum Kind {
     Block,
     /// Thick volumes with a filesystem, each on two disks.
     Raid1,
+    /// Thin volumes with a filesystem, encrypted.
+    Luks,
 }
 
 /// A run that came to its end.
@@ -58,7 +60,7 @@ pub struct Run {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Thin, Self::Thick, Self::Block, Self::Raid1];
+    pub const ALL: [Self; 5] = [Self::Thin, Self::Thick, Self::Block, Self::Raid1, Self::Luks];
 
     /// Its name on the command line.
     #[must_use]
@@ -68,6 +70,7 @@ impl Kind {
             Self::Thick => "thick",
             Self::Block => "block",
             Self::Raid1 => "raid1",
+            Self::Luks => "luks",
         }
     }
 
@@ -75,7 +78,7 @@ impl Kind {
     const fn backend(self) -> &'static str {
         match self {
             Self::Raid1 => "reserve: 0%",
-            Self::Thin | Self::Thick | Self::Block => {
+            Self::Thin | Self::Thick | Self::Block | Self::Luks => {
                 "thinPool: { name: pool0, size: 60%, overprovision: 20 }"
             }
         }
@@ -86,14 +89,22 @@ impl Kind {
             Self::Thin | Self::Block => "provisioning: thin",
             Self::Thick => "provisioning: thick",
             Self::Raid1 => "provisioning: thick\nlayout: raid1",
+            Self::Luks => "provisioning: thin\nencryption: luks",
         };
         format!("backend: {BACKEND}\n{more}\n")
+    }
+
+    /// What comes with the calls that take a Secret. csi-sanity grows volumes without one.
+    fn secrets(self) -> Option<&'static str> {
+        (self == Self::Luks).then_some(
+            "NodeStageVolumeSecret:\n  masterKey: csi-sanity knows what opens its volumes\n",
+        )
     }
 
     /// The flags that decide which cases there are.
     fn selection(self) -> Vec<String> {
         match self {
-            Self::Thin | Self::Thick | Self::Raid1 => Vec::new(),
+            Self::Thin | Self::Thick | Self::Raid1 | Self::Luks => Vec::new(),
             Self::Block => vec!["-csi.testvolumeaccesstype=block".to_owned()],
         }
     }
@@ -165,7 +176,12 @@ fn run_in(
     let (parameters, report) = (folder.join("parameters.yaml"), folder.join("report.json"));
     fs::write(&parameters, kind.parameters())
         .with_context(|| format!("writing {}", parameters.display()))?;
-    let words = words(kind, flags, &tools.program(TOOL), &parameters, &report);
+    let mut words = words(kind, flags, &tools.program(TOOL), &parameters, &report);
+    if let Some(text) = kind.secrets() {
+        let secrets = folder.join("secrets.yaml");
+        fs::write(&secrets, text).with_context(|| format!("writing {}", secrets.display()))?;
+        words.push(format!("-csi.secrets={}", secrets.display()));
+    }
     let exec = machine.node.exec(words).timeout(TIMEOUT);
     let (status, output) = if streamed {
         (exec.stream(None)?, String::new())
