@@ -353,8 +353,15 @@ pub(super) fn prove(base: &Path, program: &Path) -> Result<()> {
         fs::copy(program, copy.join("cinderblock"))?;
         programs::run("chroot", &[to.as_str(), "/cinderblock", "--version"], "")?;
         // Every library of LVM's is there too.
-        programs::run("chroot", &[to.as_str(), "/sbin/lvm", "version", "--driverloaded", "n"], "")
-            .map(drop)
+        programs::run("chroot", &[to.as_str(), "/sbin/lvm", "version", "--driverloaded", "n"], "")?;
+        // And those of cryptsetup, which looks for its ciphers and for randomness when it uses them.
+        fs::create_dir_all(copy.join("dev"))?;
+        for (name, minor) in [("dev/random", "8"), ("dev/urandom", "9")] {
+            let node = copy.join(name).display().to_string();
+            programs::run("mknod", &[node.as_str(), "c", "1", minor], "")?;
+        }
+        let hash = ["/sbin/cryptsetup", "benchmark", "--hash", "sha256"];
+        programs::run("chroot", &[&[to.as_str()][..], &hash].concat(), "").map(drop)
     };
     let proved = run().with_context(|| {
         format!("the driver does not run on Debian {SUITE}: build it on {SUITE} or an older system")
