@@ -12,6 +12,7 @@
     reason = "an integration test is a test module as a whole"
 )]
 
+mod encryption;
 mod expansion;
 mod growth;
 mod mistakes;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     tests.add("raid::a_leg_that_fails_is_told_of", raid::a_leg_that_fails_is_told_of);
     tests.add("growth::a_pool_grows_under_a_pod", growth::a_pool_grows_under_a_pod);
     tests.add("wiping::a_deleted_claim_is_wiped", wiping::a_deleted_claim_is_wiped);
+    tests.add("encryption::by_a_secret", encryption::by_a_secret);
     tests.add("snapshots::of_a_mounted_volume", snapshots::of_a_mounted_volume);
     tests.add("snapshots::of_a_block_volume", snapshots::of_a_block_volume);
     tests.add("snapshots::any_order_of_deletion", snapshots::any_order_of_deletion);
