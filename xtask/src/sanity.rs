@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
 enum Words {
     /// Thin volumes with a filesystem
     Thin,
-    /// Thick volumes with a filesystem; cases that need a snapshot or a clone are not asked
+    /// Thick volumes with a filesystem
     Thick,
     /// Thin block volumes
     Block,
