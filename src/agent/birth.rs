@@ -70,6 +70,10 @@ impl<H: Host> Agent<H> {
             Ok(Probe::Found(_)) if self.filesystem_of(found, &device).await? == Some(own) => {
                 return Ok(false);
             }
+            // The same of one that was encrypted.
+            Ok(Probe::Found(what)) if what.contains(&found.uuid.luks_uuid().to_string()) => {
+                return Ok(false);
+            }
             Ok(Probe::Nothing) => return Ok(false),
             Ok(Probe::Found(what)) => what,
             Err(why) => return Err(Error::unavailable(format!("cannot look at {lv}: {why}"))),
@@ -96,10 +100,11 @@ impl<H: Host> Agent<H> {
     }
 }
 
-/// A device is zeroed as a whole before its first use, and a pool zeroes all that it gives out.
+/// A device is zeroed as a whole before its first use unless it is encrypted, and a pool zeroes all that
+/// it gives out.
 fn may_be_cut(lv: &Lv) -> bool {
     lv.is_volume()
         && lv.tags.pending == Some(Pending::Fresh)
-        && matches!(lv.tags.usage, Some(Usage::Filesystem(_)))
+        && (matches!(lv.tags.usage, Some(Usage::Filesystem(_))) || lv.tags.luks)
         && lv.thick().is_some()
 }

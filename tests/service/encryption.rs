@@ -5,7 +5,7 @@ use cinderblock::error::ErrorKind;
 use cinderblock::lvm::state::LUKS_HEADER;
 use cinderblock::lvm::tag::{FsType, Usage};
 use cinderblock::names::LvName;
-use cinderblock::sim::{Content, SimLuks};
+use cinderblock::sim::{Content, Fault, Mode, SimLuks};
 use cinderblock::units::Bytes;
 
 use crate::support::{
@@ -259,6 +259,31 @@ async fn a_deleted_volume_keeps_its_keys_for_its_thick_snapshots() {
     node.wait_wiped().await.unwrap();
     assert_eq!(zeroed(), 2, "{:#?}", effects());
     assert!(effects().last().unwrap().contains("lvremove"), "{:#?}", effects());
+}
+
+/// Encrypted, cut, and the call that made it repeated by another agent: it is not taken for one whose
+/// birth was cut.
+#[tokio::test(start_paused = true)]
+async fn a_half_made_volume_is_not_made_again() {
+    let node = Node::ready().await;
+    let request = || encrypted(thick("pvc-1"));
+    let made = node.create(request()).await.unwrap().handle;
+    // After the header, before anything in it.
+    node.host.arm(Some(Fault { at: 1, mode: Mode::KillAfter }));
+    node.stage(&made, mounted(EXT4)).await.unwrap_err();
+    let node = node.reincarnate().await;
+    let before = keys(&node, "pvc-1");
+    node.create(request()).await.unwrap();
+    assert_eq!(keys(&node, "pvc-1"), before);
+    node.stage(&made, mounted(EXT4)).await.unwrap();
+    // A block volume is not zeroed, so that what it shows of others counts.
+    let block = || encrypted(volume("pvc-2", Provisioning::Thick, Usage::Block, 1));
+    let made = node.create(block()).await.unwrap().handle;
+    let foreign = Content { foreign: Some("zfs".to_owned()), ..Content::default() };
+    node.host.world().set_content(VG, "pvc-2", foreign);
+    let node = node.reincarnate().await;
+    node.create(block()).await.unwrap();
+    node.stage(&made, AccessType::Block).await.unwrap();
 }
 
 /// Cut between the unmount and the end, and nobody calls again but to delete.
