@@ -12,6 +12,7 @@ use super::Agent;
 use super::blocking::within;
 use super::device::KERNEL_TIMEOUT;
 use super::store::Vg;
+use crate::domain::Reason;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::cow_status::CowStatus;
@@ -37,6 +38,8 @@ pub(super) struct Cows {
 struct Seen {
     status: Option<CowStatus>,
     growing: bool,
+    /// Why it cannot grow, though it should.
+    stuck: Option<String>,
     refused: Option<Instant>,
 }
 
@@ -59,6 +62,36 @@ impl<H: Host> Agent<H> {
     #[must_use]
     pub fn thick_snapshots(&self) -> watch::Receiver<Arc<ThickSnapshots>> {
         self.0.cows.shown.subscribe()
+    }
+
+    /// What is wrong with the snapshots of volumes, and of which.
+    pub(super) fn snapshot_troubles(&self) -> Vec<(Handle, Reason, String)> {
+        let seen = self.0.cows.lock().clone();
+        let mut found = Vec::new();
+        for vg in self.0.store.all() {
+            let state = vg.state();
+            for lv in state.lvs.values().filter(|lv| lv.is_snapshot()) {
+                let (Some(of), Some(seen)) = (lv.cow_origin(), seen.get(&lv.uuid)) else {
+                    continue;
+                };
+                let name = lv.csi_name().map_or_else(|| lv.name.to_string(), |n| n.to_string());
+                let (reason, sentence) = match (seen.status, &seen.stuck) {
+                    (Some(CowStatus::Lost), _) => (
+                        Reason::SnapshotLost,
+                        format!(
+                            "{name} ran full, and nothing can be restored from it: delete it, and take the next one with a larger cowSize"
+                        ),
+                    ),
+                    (_, Some(why)) => (
+                        Reason::SnapshotCannotGrow,
+                        format!("{name} is lost when its room is full, and it cannot grow: {why}"),
+                    ),
+                    (_, None) => continue,
+                };
+                found.push((state.handle(of), reason, sentence));
+            }
+        }
+        found
     }
 
     fn show_cows(&self) {
@@ -127,7 +160,13 @@ impl<H: Host> Agent<H> {
         let seen = all.entry(lv.uuid.clone()).or_default();
         seen.growing = false;
         seen.refused = grown.is_err().then(Instant::now);
+        let stuck = grown.as_ref().err().map(Error::chain);
+        let news = seen.stuck.is_some() != stuck.is_some();
+        seen.stuck = stuck;
         drop(all);
+        if news {
+            self.publish_again();
+        }
         match grown {
             Ok(state) => {
                 let size = state.extent_size.size_of(wanted);
@@ -159,9 +198,7 @@ impl<H: Host> Agent<H> {
         };
         if status == CowStatus::Lost && before != Some(CowStatus::Lost) {
             tracing::error!(vg = %state.name, lv = %lv.name, "the thick snapshot ran full and is lost: nothing can be restored from it; delete it, and take the next one with a larger cowSize");
-            if self.0.inventory.borrow().revision > 0 {
-                self.publish();
-            }
+            self.publish_again();
         }
         Ok(Some(status))
     }

@@ -174,7 +174,7 @@ impl<H: Host> Agent<H> {
     }
 
     /// The first inventory is published when all backends are set up, not before.
-    fn publish_again(&self) {
+    pub(super) fn publish_again(&self) {
         if self.0.inventory.borrow().revision > 0 {
             self.publish();
         }

@@ -48,6 +48,11 @@ impl<H: Host> Agent<H> {
                 }
             }
         }
+        for (volume, reason, sentence) in self.snapshot_troubles() {
+            if inventory.volumes.contains_key(&volume) {
+                found.insert((Subject::Volume(volume), reason), sentence);
+            }
+        }
         for (name, status) in &inventory.backends {
             let why = match &status.state {
                 BackendState::Unusable(why) | BackendState::Unknown(why) => {

@@ -150,8 +150,10 @@ fn is_hidden(inventory: &Inventory, subject: &Subject, reason: Reason) -> bool {
             Reason::ThinPoolFailed
         }
         Reason::VolumeDegraded | Reason::VolumeResyncing => Reason::VolumeInaccessible,
+        Reason::SnapshotCannotGrow => Reason::SnapshotLost,
         Reason::VolumeInaccessible
         | Reason::FilesystemReadOnly
+        | Reason::SnapshotLost
         | Reason::BackendNotReady
         | Reason::BackendSetupFailed
         | Reason::PhysicalVolumeMissing

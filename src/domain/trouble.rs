@@ -25,6 +25,10 @@ pub enum Reason {
     VolumeInaccessible,
     /// A filesystem has stopped taking writes, though it was mounted for writing.
     FilesystemReadOnly,
+    /// A thick snapshot of a volume ran full: nothing can be restored from it.
+    SnapshotLost,
+    /// A thick snapshot of a volume should have more room, and cannot.
+    SnapshotCannotGrow,
     /// A backend takes no volumes.
     BackendNotReady,
     /// A backend is not as its configuration says.
@@ -66,11 +70,13 @@ pub type Troubles = BTreeMap<(Subject, Reason), Trouble>;
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::VolumeDegraded,
         Self::VolumeResyncing,
         Self::VolumeInaccessible,
         Self::FilesystemReadOnly,
+        Self::SnapshotLost,
+        Self::SnapshotCannotGrow,
         Self::BackendNotReady,
         Self::BackendSetupFailed,
         Self::PhysicalVolumeMissing,
@@ -112,6 +118,12 @@ impl Reason {
             }
             Self::FilesystemReadOnly => {
                 ("FilesystemReadOnly", "FilesystemWritable", "the filesystem takes writes again")
+            }
+            Self::SnapshotLost => {
+                ("SnapshotLost", "SnapshotLostRemoved", "no snapshot of the volume is lost")
+            }
+            Self::SnapshotCannotGrow => {
+                ("SnapshotCannotGrow", "SnapshotHasRoom", "the volume's snapshots have room")
             }
             Self::BackendNotReady => {
                 ("BackendNotReady", "BackendReady", "the backend takes volumes again")
@@ -171,9 +183,11 @@ impl Reason {
             Self::ThinPoolCannotGrow | Self::ThinPoolAlmostFull | Self::ThinPoolQueuesWhenFull => {
                 (Grade::Degraded, self.as_str())
             }
-            Self::VolumeResyncing | Self::BackendNotReady | Self::BackendSetupFailed => {
-                return None;
-            }
+            Self::VolumeResyncing
+            | Self::SnapshotLost
+            | Self::SnapshotCannotGrow
+            | Self::BackendNotReady
+            | Self::BackendSetupFailed => return None,
         })
     }
 }

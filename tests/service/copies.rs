@@ -1,7 +1,8 @@
 //! Thick snapshots, and volumes that get their content copied: complete or not there.
 
 use cinderblock::domain::{
-    AccessType, ContentSource, CowSize, CreateSnapshot, CreateVolume, Provisioning, VolumeAgent,
+    AccessType, ContentSource, CowSize, CreateSnapshot, CreateVolume, Provisioning, Reason,
+    Subject, VolumeAgent,
 };
 use cinderblock::error::ErrorKind;
 use cinderblock::lvm::layout::{RaidLevel, ThickLayout};
@@ -282,6 +283,9 @@ async fn a_lost_snapshot_is_told_and_never_restored_from() {
     tokio::time::sleep(std::time::Duration::from_secs(10)).await;
     let ready = node.agent.inventory().borrow().snapshots[&snapshot].ready;
     assert!(!ready);
+    let troubles = node.agent.inventory().borrow().troubles.clone();
+    let told = troubles.get(&(Subject::Volume(source.clone()), Reason::SnapshotLost)).unwrap();
+    assert!(told.sentence.contains("snapshot-0 ran full"), "{told:?}");
     assert_eq!(node.agent.thick_snapshots().borrow()[&snapshot].used_bp(), 10_000);
     let all = free(&node);
     // Also by an agent that has not looked at it yet, and for which it is not active.
