@@ -134,9 +134,15 @@ async fn used(node: &Node, request: cinderblock::domain::CreateVolume) -> Handle
     handle
 }
 
+/// The same request for a volume that is copied in three pieces.
+fn small(mut request: cinderblock::domain::CreateVolume) -> cinderblock::domain::CreateVolume {
+    request.range.required = Some(Bytes::mib(192));
+    request
+}
+
 /// The same of a thick one that is cleared when it is deleted.
 async fn thick_snapshotted(node: &Node, wipe: Option<Wipe>) -> Vec<Handle> {
-    let mut request = thick("pvc-0");
+    let mut request = small(thick("pvc-0"));
     request.class.wipe = wipe;
     let source = used(node, request).await;
     let snapshot = node.snapshot("snapshot-0", &source).await.unwrap().handle;
@@ -196,12 +202,12 @@ cases! {
     clone: |node| snapshotted(node, FsType::Ext4).await,
         |node, h| node.create(cloned("pvc-1", &h[0])).await.map(drop);
 
-    snapshot_thick: |node| vec![used(node, thick("pvc-0")).await],
+    snapshot_thick: |node| vec![used(node, small(thick("pvc-0"))).await],
         |node, h| node.snapshot("snapshot-1", &h[0]).await.map(drop);
     restore_thick: |node| thick_snapshotted(node, None).await,
         |node, h| node.create(as_thick(restored("pvc-1", &h[1], 1))).await.map(drop);
     restore_thick_to_a_larger_block: |node| {
-        let source = made(node, block("pvc-0", Provisioning::Thick)).await;
+        let source = made(node, small(block("pvc-0", Provisioning::Thick))).await;
         node.write(&source, AccessType::Block, "data").await;
         let snapshot = node.snapshot("snapshot-0", &source).await.unwrap().handle;
         vec![source, snapshot]
@@ -212,15 +218,15 @@ cases! {
         };
     restore_thick_to_thin: |node| thick_snapshotted(node, None).await,
         |node, h| node.create(restored("pvc-1", &h[1], 1)).await.map(drop);
-    clone_thick: |node| vec![used(node, thick("pvc-0")).await],
-        |node, h| node.create(as_thick(cloned("pvc-1", &h[0]))).await.map(drop);
+    clone_thick: |node| vec![used(node, small(thick("pvc-0"))).await],
+        |node, h| node.create(small(as_thick(cloned("pvc-1", &h[0])))).await.map(drop);
     clone_thick_that_is_wiped: |node| vec![used(node, wiped(thick("pvc-0"), Wipe::Zero)).await],
         |node, h| {
             node.create(wiped(as_thick(cloned("pvc-1", &h[0])), Wipe::Zero)).await?;
             node.wait_wiped().await
         };
-    clone_thin_to_thick: |node| vec![used(node, thin("pvc-0")).await],
-        |node, h| node.create(as_thick(cloned("pvc-1", &h[0]))).await.map(drop);
+    clone_thin_to_thick: |node| vec![used(node, small(thin("pvc-0"))).await],
+        |node, h| node.create(small(as_thick(cloned("pvc-1", &h[0])))).await.map(drop);
     delete_a_thick_snapshot: |node| thick_snapshotted(node, None).await,
         |node, h| {
             use cinderblock::domain::VolumeAgent;

@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cinderblock_lab::driver::{Class, Csi, Machine, Source, backend, disk};
+use cinderblock_lab::driver::{Access, Class, Csi, Machine, Source, backend, disk};
 use tonic::{Code, Status};
 
 use crate::support::{
@@ -51,7 +51,8 @@ fn a_copy_is_what_its_source_was() -> Result<()> {
         .into_iter()
         .enumerate()
         {
-            let size = 320 * MIB;
+            // No smaller one takes XFS.
+            let size = if of.access == Access::Filesystem("xfs") { 320 } else { 96 } * MIB;
             let v = Vol::create(&csi, of, &format!("pvc-{i}"), size)?;
             v.attach()?;
             let before = fill(machine, &v.file("data"), 40)?;
@@ -72,7 +73,8 @@ fn a_copy_is_what_its_source_was() -> Result<()> {
             }
             let room =
                 machine.sh(&format!("df --output=size -B1M {} | tail -1", restored.file("")))?;
-            ensure!(room.trim().parse::<u64>()? > 300, "the restored one has {room} MiB");
+            let room = room.trim().parse::<u64>()? * MIB;
+            ensure!(room > size - 32 * MIB, "the restored one has {room}");
             // The source first.
             v.detach()?;
             v.delete()?;
@@ -103,7 +105,7 @@ fn a_snapshot_with_all_its_room_never_runs_full() -> Result<()> {
     started("cow-full", &[3 * GIB], &pooled(1, "10%"), |machine| {
         let csi = machine.driver.csi()?;
         // 4096 chunks of 64 KiB fill one list of them wholly.
-        for (name, mib) in [("pvc-a", 256), ("pvc-b", 200), ("pvc-c", 512)] {
+        for (name, mib) in [("pvc-a", 256), ("pvc-b", 100)] {
             let v = Vol::create(&csi, THICK_BLOCK, name, mib * MIB)?;
             v.attach()?;
             let before = fill(machine, &v.file(""), mib)?;
@@ -128,12 +130,12 @@ fn a_snapshot_with_all_its_room_never_runs_full() -> Result<()> {
 fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
     started("cow-small", &[3 * GIB], &pooled(1, "10%"), |machine| {
         let csi = machine.driver.csi()?;
-        let v = Vol::create(&csi, THICK_BLOCK, "pvc-1", 512 * MIB)?;
+        let v = Vol::create(&csi, THICK_BLOCK, "pvc-1", 256 * MIB)?;
         v.attach()?;
-        let before = fill(machine, &v.file(""), 512)?;
+        let before = fill(machine, &v.file(""), 256)?;
         let taken = snapshot(&csi, "snapshot-1", &v, "10%")?;
         // A writer at a pace that a database has: 8 MiB a second.
-        for at in 0..40 {
+        for at in 0..24 {
             machine.sh(&format!(
                 "dd if=/dev/urandom of={} bs=1M count=8 seek={} conv=notrunc,fsync 2>/dev/null",
                 v.file(""),
@@ -142,11 +144,11 @@ fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
             sleep(Duration::from_secs(1));
         }
         let store = machine.sh("lvs --noheadings --units m --nosuffix -o lv_size vg0/snap-1")?;
-        ensure!(store.trim().parse::<f64>()? > 300.0, "it has {store} MiB");
+        ensure!(store.trim().parse::<f64>()? > 150.0, "it has {store} MiB");
         let source = Source::Snapshot(&taken);
-        let copy = copied(&csi, THICK_BLOCK, "pvc-copy", 512 * MIB, source)?;
+        let copy = copied(&csi, THICK_BLOCK, "pvc-copy", 256 * MIB, source)?;
         copy.attach()?;
-        ensure!(sum(machine, &copy.file(""), 512)? == before, "other data");
+        ensure!(sum(machine, &copy.file(""), 256)? == before, "other data");
         copy.detach()?;
         copy.delete()?;
         csi.delete_snapshot(&taken)?;
@@ -155,7 +157,7 @@ fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
         let taken = snapshot(&csi, "snapshot-2", &v, "10%")?;
         let rest = csi.capacity(&THICK_BLOCK)?;
         let filler = Vol::create(&csi, THICK_BLOCK, "pvc-filler", rest)?;
-        fill(machine, &v.file(""), 512)?;
+        fill(machine, &v.file(""), 256)?;
         let lost = "cinderblock_thick_snapshot_used_ratio";
         machine.driver.wait_until(PATIENCE, "told that it is lost", || {
             Ok(machine.driver.metric(lost)? == Some(1.0))
@@ -167,7 +169,7 @@ fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
         for round in ["before a reboot", "after it"] {
             let csi = machine.driver.csi()?;
             let refused =
-                Vol::from(&csi, THICK_BLOCK, "pvc-lost", 512 * MIB, Source::Snapshot(&taken));
+                Vol::from(&csi, THICK_BLOCK, "pvc-lost", 256 * MIB, Source::Snapshot(&taken));
             let code = code(refused)?;
             ensure!(code == Code::FailedPrecondition, "{round}: {code}");
             if round == "before a reboot" {
@@ -189,10 +191,10 @@ fn a_copy_goes_on_where_it_was_cut() -> Result<()> {
     let backends = backend(BACKEND, VG, 1, more);
     started("copy-cut", &[3 * GIB], &backends, |machine| {
         let csi = machine.driver.csi()?;
-        let v = Vol::create(&csi, THICK, "pvc-1", 640 * MIB)?;
+        let v = Vol::create(&csi, THICK, "pvc-1", 540 * MIB)?;
         v.attach()?;
         let written = fill(machine, &v.file("data"), 300)?;
-        let begun = Vol::from(&csi, THICK, "pvc-2", 640 * MIB, Source::Volume(&v.id));
+        let begun = Vol::from(&csi, THICK, "pvc-2", 540 * MIB, Source::Volume(&v.id));
         ensure!(code(begun)? == Code::Unavailable);
         // The image is what counts, not what comes after it.
         fill(machine, &v.file("data"), 300)?;
@@ -210,7 +212,7 @@ fn a_copy_goes_on_where_it_was_cut() -> Result<()> {
             .filter(|l| l.contains("copying a volume") && !l.contains("at=0 B"))
             .count();
         ensure!(resumed >= 1, "it began at the first byte again");
-        let copy = copied(&csi, THICK, "pvc-2", 640 * MIB, Source::Volume(&v.id))?;
+        let copy = copied(&csi, THICK, "pvc-2", 540 * MIB, Source::Volume(&v.id))?;
         copy.attach()?;
         ensure!(sum(machine, &copy.file("data"), 300)? == written, "other data");
         copy.detach()?;
