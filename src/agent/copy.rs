@@ -22,7 +22,7 @@ use crate::host::copy::Copied;
 use crate::host::dm::DmDevice;
 use crate::lvm::command::Change;
 use crate::lvm::state::{Lv, VgState};
-use crate::lvm::tag::{Kind, Pending, Usage, Wipe, copied_tag};
+use crate::lvm::tag::{Kind, Pending, Source, Usage, Wipe, copied_tag};
 use crate::names::{LvName, LvmUuid};
 use crate::plan::{self, Plan};
 use crate::units::Bytes;
@@ -261,6 +261,11 @@ impl<H: Host> Agent<H> {
                 _ => tokio::time::sleep(GUARD_AGAIN).await,
             }
         };
+        if let Some(Source::Volume(source)) =
+            still(&vg.state(), lv, uuid).and_then(|lv| lv.tags.source.clone())
+        {
+            self.wait_in_step(vg, &source).await?;
+        }
         self.carry_out(vg, |state, rules| match still(state, lv, uuid) {
             Some(found) => plan::copy::plan(state, rules, found),
             None => Ok(Plan::Done),
@@ -382,8 +387,12 @@ impl<H: Host> Agent<H> {
         if self.0.stop.is_cancelled() {
             return;
         }
+        let origin = image.cow_origin().cloned();
         let (agent, vg, uuid) = (self.clone(), Arc::clone(vg), image.uuid.clone());
         self.0.tasks.spawn(async move {
+            if let Some(origin) = &origin {
+                drop(agent.wait_in_step(&vg, origin).await);
+            }
             let removed = agent.carry_out(&vg, |state, _| Ok(plan::copy::left(state, &uuid))).await;
             if let Err(error) = removed {
                 tracing::warn!(vg = %vg.name(), error = error.chain(), "cannot remove what a copy has left; trying again in {TRY_EVERY:?}");

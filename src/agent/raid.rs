@@ -3,18 +3,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Agent;
 use super::blocking::within;
 use super::device::KERNEL_TIMEOUT;
+use super::store::Vg;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::raid_status::RaidStatus;
 use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, LvLayout, VgState};
-use crate::names::Handle;
+use crate::names::{Handle, LvName};
+
+/// How long a call waits for legs to be in step; the sidecars wait a minute.
+const IN_STEP_WITHIN: Duration = Duration::from_secs(40);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// The active RAID volumes of a node.
 pub type RaidVolumes = BTreeMap<Handle, RaidStatus>;
@@ -55,6 +62,35 @@ impl<H: Host> Agent<H> {
             }
             changed
         });
+    }
+
+    /// Waits until all legs of a RAID LV are in step, before its thick snapshots change: for that LVM
+    /// moves the legs from one device to another, and the kernel may wait for ever for a resync that
+    /// it has stopped with the first one (seen with 6.1). Anything else is in step.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Unavailable`] when they are not within the time that a caller has.
+    pub(super) async fn wait_in_step(&self, vg: &Vg, lv: &LvName) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let state = vg.state();
+            let Some(found) = state.lvs.get(lv) else { return Ok(()) };
+            if !matches!(found.layout, LvLayout::Raid(_)) {
+                return Ok(());
+            }
+            let Some(status) = self.raid_status(&state, found).await? else { return Ok(()) };
+            if status.behind == 0 && status.action == "idle" {
+                return Ok(());
+            }
+            if start.elapsed() >= IN_STEP_WITHIN {
+                let percent = status.in_step.0.saturating_mul(100).checked_div(status.in_step.1);
+                return Err(Error::unavailable(format!(
+                    "the legs of RAID volume {lv} are being brought in step ({}%), and its thick snapshots can be neither taken nor removed meanwhile",
+                    percent.unwrap_or_default()
+                )));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// `None` when it is not active.

@@ -89,6 +89,7 @@ impl<H: Host> Agent<H> {
         let lv = LvName::for_snapshot(&request.name);
         let _guard = self.0.guards.lv(&vg.uuid, &lv)?;
         let _source = self.0.guards.source(&vg.uuid, &request.source.lv)?;
+        self.wait_in_step(&vg, &request.source.lv).await?;
         let state = self
             .carry_out(&vg, |state, rules| plan::snapshot::plan(state, rules, &request))
             .await?;
@@ -125,6 +126,9 @@ impl<H: Host> Agent<H> {
         let lost = state.lvs.get(&handle.lv).is_some_and(|lv| is_lost_with_disk(&state, lv));
         if lost && kind == Kind::Snapshot {
             return self.remove_lost(&vg, &handle).await;
+        }
+        if let Some(origin) = state.lvs.get(&handle.lv).and_then(Lv::cow_origin) {
+            self.wait_in_step(&vg, origin).await?;
         }
         // LVM refuses to remove what is open, too; asked before, we can say who it is.
         if !matches!(plan::remove::plan(&state, &handle.lv, kind), Ok(Plan::Done) | Err(_)) {

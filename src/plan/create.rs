@@ -1,18 +1,29 @@
 //! Making a volume: blank, from a snapshot or from a volume.
 
 use super::encryption::{same_encryption, word};
-use super::{Plan, PoolRules, Rules, copy, cow, own, remove, unfinished_raid};
-use crate::domain::{CapacityRange, ContentSource, CreateVolume, Provisioning, VolumeClass};
+use super::restore::{find_source, source_tag};
+use super::{Plan, PoolRules, Rules, copy, own, remove, unfinished_raid};
+use crate::domain::{CapacityRange, CreateVolume, Provisioning, VolumeClass};
 use crate::error::{Error, Result};
 use crate::lvm::command::{Change, Range};
 use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, LvLayout, VgState};
-use crate::lvm::tag::{Kind, Pending, Source, Tags, Usage, Wipe};
+use crate::lvm::tag::{Kind, Pending, Tags, Usage, Wipe};
 use crate::names::{LvName, dm_name};
 use crate::units::{Bytes, Extents};
 
 /// The size of a volume when nobody says, as Kubernetes users know it from other drivers.
 const DEFAULT_SIZE: Bytes = Bytes::gib(1);
+
+/// A volume that is not there yet.
+pub(super) struct New<'a> {
+    pub(super) vg: &'a VgState,
+    pub(super) rules: &'a Rules,
+    pub(super) request: &'a CreateVolume,
+    pub(super) provisioning: Provisioning,
+    pub(super) lv: LvName,
+    pub(super) extents: Extents,
+}
 
 /// What is left to do until the volume is there.
 ///
@@ -21,10 +32,8 @@ const DEFAULT_SIZE: Bytes = Bytes::gib(1);
 pub fn plan(vg: &VgState, rules: &Rules, request: &CreateVolume) -> Result<Plan> {
     let lv = LvName::for_volume(&request.name);
     dm_name(&vg.name, &lv).map_err(|e| Error::invalid(e.to_string()))?;
-    {
-        // What it will be called when it is deleted must fit as well.
-        dm_name(&vg.name, &LvName::trash(&vg.uuid)).map_err(|e| Error::invalid(e.to_string()))?;
-    }
+    // What it may be called when it is deleted must fit as well.
+    dm_name(&vg.name, &LvName::trash(&vg.uuid)).map_err(|e| Error::invalid(e.to_string()))?;
     let provisioning = provisioning(vg, rules, request)?;
     // What is there already is looked at first: its source may be gone meanwhile.
     if let Some(found) = own(vg, &lv, &request.name, Lv::is_volume)? {
@@ -40,11 +49,12 @@ pub fn plan(vg: &VgState, rules: &Rules, request: &CreateVolume) -> Result<Plan>
         (None, Usage::Block) => Bytes::ZERO,
     };
     let extents = extents(vg, &request.class, &request.range, least)?;
+    let new = New { vg, rules, request, provisioning, lv, extents };
     let steps = if let Some(from) = source {
-        restore(vg, rules, provisioning, request, lv, extents, from)?
+        new.restore(from)?
     } else {
-        let tags = tags(&lv, request, Pending::Fresh).print();
-        vec![blank(vg, rules, provisioning, request, lv, extents, tags)?]
+        let tags = new.tags(Pending::Fresh);
+        vec![new.make(&tags)?]
     };
     Ok(Plan::Steps(steps))
 }
@@ -98,35 +108,6 @@ fn extents(
             Err(Error::out_of_range(format!("a size of {size} is too large")))
         }
         _ => Ok(extents),
-    }
-}
-
-fn find_source<'a>(vg: &'a VgState, source: &ContentSource) -> Result<&'a Lv> {
-    let handle = source.handle();
-    if handle.vg != vg.uuid {
-        return Err(Error::invalid(format!(
-            "the source {handle} is in another volume group than the backend's, {}: use a class of the source's backend",
-            vg.name
-        )));
-    }
-    let (what, is): (_, fn(&Lv) -> bool) = match source {
-        ContentSource::Volume(_) => ("volume", Lv::is_volume),
-        ContentSource::Snapshot(_) => ("snapshot", Lv::is_snapshot),
-    };
-    let lv = vg.lvs.get(&handle.lv).filter(|lv| is(lv)).ok_or_else(|| {
-        Error::not_found(format!("there is no {what} {} in volume group {}", handle.lv, vg.name))
-    })?;
-    if lv.is_unfinished() {
-        let sentence = format!("the source {what} {} is still being made", handle.lv);
-        return Err(Error::unavailable(sentence));
-    }
-    Ok(lv)
-}
-
-fn source_tag(source: &ContentSource) -> Source {
-    match source {
-        ContentSource::Volume(handle) => Source::Volume(handle.lv.clone()),
-        ContentSource::Snapshot(handle) => Source::Snapshot(handle.lv.clone()),
     }
 }
 
@@ -193,124 +174,40 @@ fn same_layout(found: &Lv, provisioning: Provisioning, layout: ThickLayout) -> b
     }
 }
 
-fn tags(lv: &LvName, request: &CreateVolume, pending: Pending) -> Tags {
-    Tags {
-        owned: Some(1),
-        kind: Some(Kind::Volume),
-        name: (lv.as_str() != request.name.as_str()).then(|| request.name.clone()),
-        pending: Some(pending),
-        usage: Some(request.usage),
-        wipe: request.class.wipe,
-        luks: request.class.luks,
-        claim: request.claim.clone(),
-        ..Tags::default()
-    }
-}
-
-fn blank(
-    vg: &VgState,
-    rules: &Rules,
-    provisioning: Provisioning,
-    request: &CreateVolume,
-    lv: LvName,
-    extents: Extents,
-    tags: Vec<String>,
-) -> Result<Change> {
-    let size = vg.extent_size.size_of(extents);
-    if let (Provisioning::Thin, Some(pool)) = (provisioning, &rules.pool) {
-        check_pool(vg, pool, size)?;
-        return Ok(Change::CreateThin { lv, pool: pool.lv.clone(), size, tags });
-    }
-    let layout = request.class.layout;
-    check_room(vg, rules, &layout, extents)?;
-    let on = places(vg, &layout, extents)?;
-    Ok(Change::CreateThick { lv, extents, layout, on, tags })
-}
-
-fn restore(
-    vg: &VgState,
-    rules: &Rules,
-    provisioning: Provisioning,
-    request: &CreateVolume,
-    lv: LvName,
-    extents: Extents,
-    from: &Lv,
-) -> Result<Vec<Change>> {
-    if request.usage == Usage::Block && from.hides_old_data() {
-        return Err(Error::invalid(format!(
-            "the source {} was made for a filesystem, and as a device would show what its disks held before: use volumeMode Filesystem",
-            from.name
-        )));
-    }
-    let pool = match (provisioning, from.pool(), &rules.pool) {
-        (Provisioning::Thin, Some(has), Some(pool)) if *has == pool.lv => pool,
-        _ => {
-            let copied = copied(vg, rules, provisioning, request, lv, extents, from)?;
-            return Ok(vec![copied]);
+impl New<'_> {
+    /// Its tags.
+    pub(super) fn tags(&self, pending: Pending) -> Tags {
+        let request = self.request;
+        Tags {
+            owned: Some(1),
+            kind: Some(Kind::Volume),
+            name: (self.lv.as_str() != request.name.as_str()).then(|| request.name.clone()),
+            pending: Some(pending),
+            usage: Some(request.usage),
+            luks: request.class.luks,
+            wipe: request.class.wipe,
+            claim: request.claim.clone(),
+            ..Tags::default()
         }
-    };
-    let size = vg.extent_size.size_of(extents);
-    check_pool(vg, pool, size)?;
-    // What was never formatted has nothing in it: the new volume is as blank as its source.
-    let pending = match from.tags.pending {
-        Some(Pending::Fresh) => Pending::Fresh,
-        Some(Pending::Restored | Pending::Copying) | None => Pending::Restored,
-    };
-    let mut tags = tags(&lv, request, pending);
-    tags.source = request.source.as_ref().map(source_tag);
-    tags.hides = from.tags.hides;
-    let grows = size > from.size;
-    tags.born_bytes = grows.then_some(size);
-    let origin = from.name.clone();
-    let mut steps = vec![Change::CloneThin { lv: lv.clone(), origin, tags: tags.print() }];
-    if grows {
-        steps.push(Change::Extend { lv, extents, from: vec![] });
     }
-    Ok(steps)
-}
 
-/// A volume that gets its content copied, because it cannot share its source's blocks.
-fn copied(
-    vg: &VgState,
-    rules: &Rules,
-    provisioning: Provisioning,
-    request: &CreateVolume,
-    lv: LvName,
-    extents: Extents,
-    from: &Lv,
-) -> Result<Change> {
-    dm_name(&vg.name, &lv.image()).map_err(|e| Error::invalid(e.to_string()))?;
-    let pending = match from.tags.pending {
-        Some(Pending::Fresh) => Pending::Fresh,
-        Some(Pending::Restored | Pending::Copying) | None => Pending::Copying,
-    };
-    // A volume goes on changing: an image of it is needed as long as it is copied.
-    if let (None, Pending::Copying, Some(layout)) = (from.cow_origin(), pending, from.thick()) {
-        cow::may_have_snapshots(from)?;
-        let store = cow::largest_store(vg, from.size);
-        let own = match provisioning {
-            Provisioning::Thin => Extents::ZERO,
-            Provisioning::Thick => {
-                let legs = u64::from(request.class.layout.legs());
-                let each = request.class.layout.leg_extents(extents).get();
-                Extents::new(each.saturating_mul(legs))
-            }
-        };
-        check_room(vg, rules, &ThickLayout::Linear, own.saturating_add(store)).map_err(|e| {
-            Error::no_space(format!(
-                "a clone of thick volume {} ({layout}) needs room for what the volume overwrites while it is copied, too; \
-                 a restore from a snapshot with cowSize below 100% needs less",
-                from.name
-            ))
-            .because(e)
-        })?;
+    /// Its LV, with extents of its own.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub(super) fn make(self, tags: &Tags) -> Result<Change> {
+        let Self { vg, rules, request, provisioning, lv, extents } = self;
+        let size = vg.extent_size.size_of(extents);
+        let tags = tags.print();
+        if let (Provisioning::Thin, Some(pool)) = (provisioning, &rules.pool) {
+            check_pool(vg, pool, size)?;
+            return Ok(Change::CreateThin { lv, pool: pool.lv.clone(), size, tags });
+        }
+        let layout = request.class.layout;
+        check_room(vg, rules, &layout, extents)?;
+        let on = places(vg, &layout, extents)?;
+        Ok(Change::CreateThick { lv, extents, layout, on, tags })
     }
-    let mut tags = tags(&lv, request, pending);
-    tags.source = request.source.as_ref().map(source_tag);
-    // A thick volume bears that in its layout.
-    tags.hides = provisioning == Provisioning::Thin && from.hides_old_data();
-    let tags = tags.print();
-    blank(vg, rules, provisioning, request, lv, extents, tags)
 }
 
 /// The disks that new extents go to, where it matters.
@@ -366,16 +263,16 @@ pub(super) fn check_pool(vg: &VgState, pool: &PoolRules, more: Bytes) -> Result<
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::fixture::{add, lv_name, thin, vg, with_pool};
     use super::*;
-    use crate::domain::VolumeClass;
+    use crate::domain::{ContentSource, VolumeClass};
     use crate::error::ErrorKind;
     use crate::lvm::layout::RaidLevel;
     use crate::lvm::tag::{Claim, FsType};
     use crate::names::{CsiName, Handle};
 
-    fn request(provisioning: Option<Provisioning>) -> CreateVolume {
+    pub(in crate::plan) fn request(provisioning: Option<Provisioning>) -> CreateVolume {
         CreateVolume {
             name: CsiName::parse("pvc-1").unwrap(),
             range: CapacityRange { required: Some(Bytes::gib(1)), limit: None },
@@ -392,7 +289,7 @@ mod tests {
         }
     }
 
-    fn only(plan: Result<Plan>) -> Change {
+    pub(in crate::plan) fn only(plan: Result<Plan>) -> Change {
         match plan.unwrap() {
             Plan::Steps(steps) | Plan::Rest(steps) if steps.len() == 1 => steps[0].clone(),
             other => panic!("{other:?}"),
@@ -487,30 +384,6 @@ mod tests {
         assert!(error.to_string().contains("was not made for"), "{error}");
     }
 
-    #[test]
-    fn a_restore_larger_than_its_source_is_finished_after_a_cut() {
-        let (mut vg, rules) = with_pool();
-        let snap = ["cinderblock=1", "cb.snapshot", "cb.src=v:pvc-0"];
-        add(&mut vg, "snap-1", Bytes::gib(1), thin(None), &snap);
-        let mut request = request(None);
-        let source = Handle { vg: vg.uuid.clone(), lv: lv_name("snap-1") };
-        request.source = Some(ContentSource::Snapshot(source));
-        request.range.required = Some(Bytes::gib(2));
-        let Plan::Steps(steps) = plan(&vg, &rules, &request).unwrap() else { panic!() };
-        let [Change::CloneThin { tags, .. }, extend] = &steps[..] else { panic!("{steps:?}") };
-        assert!(
-            tags.contains(&"cb.restored".to_owned())
-                && tags.contains(&"cb.src=s:snap-1".to_owned())
-        );
-        let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
-        add(&mut vg, "pvc-1", Bytes::gib(1), thin(Some("snap-1")), &tags);
-        // Cut between the two, and the snapshot deleted meanwhile.
-        vg.lvs.remove(&lv_name("snap-1"));
-        assert_eq!(&only(plan(&vg, &rules, &request)), extend);
-        add(&mut vg, "pvc-1", Bytes::gib(2), thin(None), &tags);
-        assert_eq!(plan(&vg, &rules, &request).unwrap(), Plan::Done);
-    }
-
     /// LVM makes RAID in several commits; what it left when it was cut is made anew.
     #[test]
     fn raid_that_was_cut_is_made_anew() {
@@ -537,33 +410,5 @@ mod tests {
         ask.class.layout = ThickLayout::Raid { level, legs: 3, stripe_size };
         let error = plan(&vg, &rules, &ask).unwrap_err();
         assert!(error.to_string().contains("it is thick, raid1 on 2 disks"), "{error}");
-    }
-
-    #[test]
-    fn sources_must_be_there_and_fit() {
-        let (mut vg, rules) = with_pool();
-        let mut ask = request(None);
-        let handle = |vg: &VgState, lv: &str| Handle { vg: vg.uuid.clone(), lv: lv_name(lv) };
-        ask.source = Some(ContentSource::Snapshot(handle(&vg, "snap-1")));
-        let kind = |vg: &VgState, ask: &CreateVolume| plan(vg, &rules, ask).unwrap_err().kind();
-        assert_eq!(kind(&vg, &ask), ErrorKind::NotFound);
-        // A volume is no snapshot.
-        add(&mut vg, "snap-1", Bytes::gib(2), thin(None), &["cinderblock=1", "cb.volume"]);
-        assert_eq!(kind(&vg, &ask), ErrorKind::NotFound);
-        add(&mut vg, "snap-1", Bytes::gib(2), thin(None), &["cinderblock=1", "cb.snapshot"]);
-        // Never smaller than its source.
-        let step = only(plan(&vg, &rules, &ask));
-        assert!(matches!(step, Change::CloneThin { .. }));
-        ask.range.limit = Some(Bytes::gib(1));
-        assert_eq!(kind(&vg, &ask), ErrorKind::OutOfRange);
-        ask.range.limit = None;
-        // What was never formatted stays blank, and only that.
-        ask.class.provisioning = None;
-        let fresh = ["cinderblock=1", "cb.snapshot", "cb.fresh"];
-        add(&mut vg, "snap-1", Bytes::gib(2), thin(None), &fresh);
-        match only(plan(&vg, &rules, &ask)) {
-            Change::CloneThin { tags, .. } => assert!(tags.contains(&"cb.fresh".to_owned())),
-            other => panic!("{other:?}"),
-        }
     }
 }

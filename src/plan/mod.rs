@@ -14,6 +14,7 @@ mod place;
 pub mod pool;
 pub mod pool_growth;
 pub mod remove;
+mod restore;
 pub mod snapshot;
 
 use crate::config::Autogrow;
