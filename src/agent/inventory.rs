@@ -143,6 +143,7 @@ pub(super) fn volume_of(state: &VgState, lv: &Lv) -> Option<Volume> {
         size: lv.payload(),
         source,
         provisioning: if lv.pool().is_some() { Provisioning::Thin } else { Provisioning::Thick },
+        encrypted: lv.tags.luks,
     })
 }
 

@@ -260,6 +260,7 @@ mod tests {
             size: Bytes::gib(1),
             source: None,
             provisioning: Provisioning::Thick,
+            encrypted: false,
         };
         let status = BackendStatus {
             volume_group: VgName::parse("vg0").unwrap(),

@@ -282,10 +282,12 @@ impl Service for ControllerService {
         let request = request.into_inner();
         let work = async {
             let (handle, range) = request::expand_volume(&request)?;
-            let size = self.controller.expand_volume(handle, range).await?;
+            let size = self.controller.expand_volume(handle.clone(), range).await?;
+            // What decrypts it grows where it is used.
+            let encrypted = self.controller.volume(&handle).is_ok_and(|(_, v)| v.encrypted);
             Ok(csi::ControllerExpandVolumeResponse {
                 capacity_bytes: size.to_i64(),
-                node_expansion_required: needs_node_expansion(&request),
+                node_expansion_required: encrypted || needs_node_expansion(&request),
             })
         };
         let method = "/csi.v1.Controller/ControllerExpandVolume";

@@ -144,6 +144,8 @@ pub struct Volume {
     pub source: Option<ContentSource>,
     /// Where its room comes from.
     pub provisioning: Provisioning,
+    /// Whether it is encrypted: what its user has grows on the node, also as a device.
+    pub encrypted: bool,
 }
 
 /// A snapshot.

@@ -189,6 +189,7 @@ pub(super) fn volume(volume: &Volume) -> pb::Volume {
         size_bytes: volume.size.get(),
         source: volume.source.as_ref().map(source),
         provisioning: provisioning(Some(volume.provisioning)).into(),
+        encrypted: volume.encrypted,
     }
 }
 
@@ -199,6 +200,7 @@ pub(super) fn parse_volume(volume: pb::Volume) -> Result<Volume> {
         size: Bytes::new(volume.size_bytes),
         provisioning: parse_provisioning(volume.provisioning()).unwrap_or(Provisioning::Thick),
         source: parse_source(volume.source)?,
+        encrypted: volume.encrypted,
     })
 }
 
@@ -431,6 +433,7 @@ mod tests {
                         size: Bytes::gib(*gib),
                         source: n.is_multiple_of(2).then(|| ContentSource::Snapshot(handle(n + 1))),
                         provisioning: Provisioning::Thin,
+                        encrypted: n.is_multiple_of(2),
                     };
                     (handle(*n), Arc::new(volume))
                 })
@@ -444,7 +447,7 @@ mod tests {
                         source: handle(n + 1),
                         size: Bytes::gib(1),
                         created_unix: i64::from(*n),
-                        ready: n % 2 == 0,
+                        ready: n.is_multiple_of(2),
                     };
                     (handle(*n), Arc::new(snapshot))
                 })
