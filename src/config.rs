@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
+use crate::domain::pool_layout;
 use crate::error::{Error, Result};
+use crate::lvm::layout::ThickLayout;
 use crate::names::{BackendName, LvName, VgName};
 use crate::units::{Bytes, parse_quantity};
 
@@ -55,6 +57,8 @@ pub struct ThinPool {
     pub name: LvName,
     /// How large to make it when it does not exist. `None`: it must exist.
     pub create_size: Option<Share>,
+    /// How its data lies on the disks. `None`: not said; linear when it is made.
+    pub layout: Option<ThickLayout>,
     /// How much may be promised, in percent of the pool's room; at least 100.
     pub overprovision_percent: u64,
     /// When it grows by itself. `None`: not said.
@@ -209,6 +213,10 @@ struct RawBackend {
 struct RawPool {
     name: Option<String>,
     size: Option<Scalar>,
+    layout: Option<String>,
+    stripes: Option<Scalar>,
+    stripe_size: Option<Scalar>,
+    mirrors: Option<Scalar>,
     overprovision: Option<Scalar>,
     autogrow: Option<RawAutogrow>,
 }
@@ -327,8 +335,14 @@ impl RawPool {
             })?,
             None => 100,
         };
+        let layout = pool_layout(&[
+            ("layout", self.layout),
+            ("stripes", self.stripes.map(|Scalar(text)| text)),
+            ("stripeSize", self.stripe_size.map(|Scalar(text)| text)),
+            ("mirrors", self.mirrors.map(|Scalar(text)| text)),
+        ])?;
         let autogrow = self.autogrow.map(RawAutogrow::check).transpose()?;
-        Ok(ThinPool { name, create_size, overprovision_percent, autogrow })
+        Ok(ThinPool { name, create_size, layout, overprovision_percent, autogrow })
     }
 }
 
@@ -391,7 +405,7 @@ backends:
         assert_eq!(first.create_from.len(), 2);
         let pool = first.thin_pool.as_ref().unwrap();
         assert_eq!(pool.create_size, Some(Share::Percent(90)));
-        assert_eq!(pool.overprovision_percent, 200);
+        assert_eq!((pool.overprovision_percent, pool.layout), (200, None));
         assert!(first.selects(&[("disk".to_owned(), "nvme".to_owned())].into()));
         assert!(!first.selects(&BTreeMap::new()));
         let slow = config.backend(Some(&name("slow"))).unwrap();
@@ -438,6 +452,9 @@ backends:
             ("volumeGroup: vg0, copyRate: fast", "copyRate"),
             ("volumeGroup: vg0, thinPool: {overprovision: 0.5}", "overprovision"),
             ("volumeGroup: vg0, thinPool: {size: 0}", "thinPool.size"),
+            ("volumeGroup: vg0, thinPool: {layout: raid4}", "thinPool.layout"),
+            ("volumeGroup: vg0, thinPool: {layout: raid1, stripes: 2}", "thinPool.stripes"),
+            ("volumeGroup: vg0, thinPool: {mirrors: 1}", "thinPool.mirrors"),
             ("volumeGroup: vg0, thinPool: {name: snapshot1}", "thinPool.name"),
             ("volumeGroup: vg0, thinPool: {autogrow: {at: 10Gi}}", "autogrow.at"),
             ("volumeGroup: vg0, thinPool: {autogrow: {at: 0%}}", "autogrow.at"),

@@ -30,6 +30,8 @@ const OWN_PREFIXES: [&str; 3] = ["snap-", "cb-", "lvol"];
 const GROWTH_SUFFIX: &str = ".growth";
 /// What is behind a volume's name in that of the LV that it is being copied from.
 const IMAGE_SUFFIX: &str = ".image";
+/// What is behind a pool's name in that of the LV that is to become its metadata.
+const POOL_METADATA_SUFFIX: &str = ".meta";
 /// What a deleted volume's name begins with while it is being cleared. No hash of ours does.
 const TRASH_PREFIX: &str = "cb-trash-";
 /// The namespace of every derived UUID (random, chosen once).
@@ -182,6 +184,12 @@ impl LvName {
     #[must_use]
     pub fn image(&self) -> Self {
         Self(format!("{}{IMAGE_SUFFIX}", self.0))
+    }
+
+    /// The LV that is to become the metadata of this pool.
+    #[must_use]
+    pub fn pool_metadata(&self) -> Self {
+        Self(format!("{}{POOL_METADATA_SUFFIX}", self.0))
     }
 
     /// The name that a deleted volume or snapshot has until it is cleared. Made from the LV's

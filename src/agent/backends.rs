@@ -254,7 +254,10 @@ fn pool_is_usable(state: &VgState, pool: &ThinPool) -> Result<()> {
                 state.lvs.get(&pool.name).map(|lv| &lv.layout),
                 Some(LvLayout::ThinPool { .. })
             );
-            debug_assert!(!is_pool, "a pool that is there needs no steps");
+            // All that is left to do is to name it as ours.
+            if is_pool {
+                return Ok(());
+            }
             Err(Error::unavailable(format!("thin pool {}/{} is being made", state.name, pool.name)))
         }
     }

@@ -69,10 +69,18 @@ impl<H: Host> Agent<H> {
             return Err(partial(&state));
         }
         remove_lost_images(&mut turn, &state, found).await?;
-        turn.run(&Change::Activate { lv: lv.clone() }).await?;
+        let lv = lv.clone();
+        // LVM takes a thin volume on a pool that lacks legs for one that lacks extents.
+        let lacks_legs = state.is_partial() && found.pool().is_some();
+        let change =
+            if lacks_legs { Change::ActivateDegraded { lv } } else { Change::Activate { lv } };
+        turn.run(&change).await?;
         // LVM says "success" when it skips an LV: only the device itself proves it.
         self.device(&state, found).await?.ok_or_else(|| {
-            Error::host(format!("{}/{lv} is not active, though LVM reports success", state.name))
+            Error::host(format!(
+                "{}/{} is not active, though LVM reports success",
+                state.name, found.name
+            ))
         })
     }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::Agent;
 use super::blocking::within;
 use super::store::Vg;
-use super::troubles::of_pool;
+use super::troubles::{of_parts, of_pool};
 use crate::config::{Autogrow, Backend, ThinPool};
 use crate::domain::Reason;
 use crate::error::{Error, ErrorKind, Result};
@@ -224,10 +224,17 @@ impl<H: Host> Agent<H> {
         backend: &Backend,
         state: &VgState,
     ) -> Vec<(Reason, String)> {
-        let Some(rules) = self.known_rules(backend, state).pool else { return vec![] };
-        let Some(capacity) = rules.capacity(state) else { return vec![] };
-        let stuck = self.0.setup.pools.get(state, &rules.lv).stuck;
-        of_pool(&format!("{}/{}", state.name, rules.lv), &capacity, stuck)
+        let pool = backend.thin_pool.as_ref().and_then(|pool| state.lvs.get(&pool.name));
+        let raid = Arc::clone(&self.0.raid.borrow());
+        let mut found = pool.map_or(vec![], |pool| of_parts(state, pool, &raid));
+        let rules = self.known_rules(backend, state).pool;
+        if let Some((rules, capacity)) =
+            rules.and_then(|r| Some((r.capacity(state)?, r))).map(|(c, r)| (r, c))
+        {
+            let stuck = self.0.setup.pools.get(state, &rules.lv).stuck;
+            found.extend(of_pool(&format!("{}/{}", state.name, rules.lv), &capacity, stuck));
+        }
+        found
     }
 
     /// Looks how full a pool is.

@@ -17,7 +17,7 @@ use crate::host::Host;
 use crate::host::raid_status::RaidStatus;
 use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, LvLayout, VgState};
-use crate::names::{Handle, LvName};
+use crate::names::{Handle, LvName, dm_name};
 
 /// How long a call waits for legs to be in step; the sidecars wait a minute.
 const IN_STEP_WITHIN: Duration = Duration::from_secs(40);
@@ -38,10 +38,10 @@ impl<H: Host> Agent<H> {
         let mut now = RaidVolumes::new();
         for vg in self.0.store.all() {
             let state = vg.state();
-            for lv in state.lvs.values().filter(|lv| lv.is_volume()) {
-                if !matches!(lv.layout, LvLayout::Raid(_)) {
-                    continue;
-                }
+            let volumes = state.lvs.values().filter(|lv| lv.is_volume());
+            let pools = state.lvs.values().flat_map(|lv| &lv.parts);
+            let on_raid = |lv: &&Lv| matches!(lv.layout, LvLayout::Raid(_));
+            for lv in volumes.chain(pools).filter(on_raid) {
                 match self.raid_status(&state, lv).await {
                     Ok(Some(status)) => drop(now.insert(state.handle(&lv.name), status)),
                     Ok(None) => {}
@@ -95,14 +95,20 @@ impl<H: Host> Agent<H> {
 
     /// `None` when it is not active.
     pub(super) async fn raid_status(&self, state: &VgState, lv: &Lv) -> Result<Option<RaidStatus>> {
-        let Some(device) = self.device(state, lv).await? else { return Ok(None) };
-        let what = format!("device {}", device.name);
+        // A part of a pool has a device whose uuid says more than the part's; its name is LVM's own.
+        let name = if lv.is_volume() {
+            self.device(state, lv).await?.map(|device| device.name)
+        } else {
+            dm_name(&state.name, &lv.name).ok()
+        };
+        let Some(name) = name else { return Ok(None) };
+        let what = format!("device {name}");
         let status = within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
-            let status = host.device_status(&device.name)?;
+            let status = host.device_status(&name)?;
             // With thick snapshots, its LV is a layer above the legs.
             let is_layer = |(kind, _): &(String, String)| kind == "snapshot-origin";
             if status.as_ref().is_some_and(|s| s.targets.iter().any(is_layer)) {
-                return host.device_status(&format!("{}-real", device.name));
+                return host.device_status(&format!("{name}-real"));
             }
             Ok(status)
         })
@@ -130,10 +136,42 @@ fn tell(volume: &Handle, before: Option<&RaidStatus>, now: &RaidStatus) {
 }
 
 /// Whether an LV can be used though disks of its VG are missing: so few of its legs are on them that
-/// the others have all of its data.
+/// the others have all of its data. A thin volume can when its pool can, all of it.
 pub(super) fn survives(state: &VgState, lv: &Lv) -> bool {
-    let LvLayout::Raid(layout @ ThickLayout::Raid { .. }) = &lv.layout else { return false };
-    lost_legs(state, lv) <= layout.spare_legs()
+    match &lv.layout {
+        LvLayout::Raid(layout @ ThickLayout::Raid { .. }) => {
+            lost_legs(state, lv) <= layout.spare_legs()
+        }
+        LvLayout::ThinPool { .. } => {
+            !lv.parts.is_empty() && lv.parts.iter().all(|part| survives(state, part))
+        }
+        LvLayout::Thin { pool, .. } => {
+            state.lvs.get(pool).is_some_and(|pool| survives(state, pool))
+        }
+        LvLayout::Raid(_)
+        | LvLayout::Linear
+        | LvLayout::Striped { .. }
+        | LvLayout::UnfinishedRaid(_)
+        | LvLayout::Cow { .. }
+        | LvLayout::Other(_) => false,
+    }
+}
+
+/// Whether all data of an LV is on disks that are there.
+pub(super) fn is_whole(state: &VgState, lv: &Lv) -> bool {
+    let here = |pv| state.pvs.get(pv).is_some_and(|pv| pv.device.is_some());
+    match &lv.layout {
+        LvLayout::Raid(_) => survives(state, lv),
+        LvLayout::ThinPool { .. } => lv.parts.iter().all(|part| is_whole(state, part)),
+        LvLayout::Thin { pool, .. } => {
+            state.lvs.get(pool).is_some_and(|pool| is_whole(state, pool))
+        }
+        LvLayout::Linear
+        | LvLayout::Striped { .. }
+        | LvLayout::UnfinishedRaid(_)
+        | LvLayout::Cow { .. }
+        | LvLayout::Other(_) => lv.areas.iter().all(|area| here(&area.pv)),
+    }
 }
 
 /// The thick snapshots of an LV that are lost with a missing disk, and without which LVM does not
@@ -193,6 +231,38 @@ mod tests {
             state.pvs.get_mut(&pv(spare)).unwrap().device = None;
             assert!(!survives(&state, &lv), "{level:?}");
         }
+    }
+
+    /// The spare of a pool does not count: it is for repairs.
+    #[test]
+    fn a_thin_volume_survives_with_all_of_its_pool() {
+        let mut state = vg(&[&[10], &[10], &[10]]);
+        let thin = crate::plan::fixture::thin(None);
+        let pool = LvLayout::ThinPool { zero: true, chunk_size: Bytes::kib(64) };
+        add(&mut state, "pool0", Bytes::gib(1), pool, &[]);
+        add(&mut state, "pvc-1", Bytes::gib(1), thin, &["cinderblock=1"]);
+        let pv = |n: u32| LvmUuid::derived(&format!("pv{n}"));
+        let (level, stripe_size) = (RaidLevel::Raid1, Bytes::ZERO);
+        let parts = &mut state.lvs.get_mut(&lv_name("pool0")).unwrap().parts;
+        for (part, on) in parts.iter_mut().zip([[0, 1], [1, 2]]) {
+            part.layout = LvLayout::Raid(ThickLayout::Raid { level, legs: 2, stripe_size });
+            part.legs = on.map(|n| vec![pv(n)]).to_vec();
+        }
+        state.pvs.get_mut(&pv(0)).unwrap().device = None;
+        let of = |state: &VgState, name| {
+            let lv = &state.lvs[&lv_name(name)];
+            (survives(state, lv), is_whole(state, lv))
+        };
+        assert_eq!((of(&state, "pool0"), of(&state, "pvc-1")), ((true, true), (true, true)));
+        state.pvs.get_mut(&pv(2)).unwrap().device = None;
+        assert_eq!(of(&state, "pvc-1"), (true, true));
+        state.pvs.get_mut(&pv(1)).unwrap().device = None;
+        assert_eq!(of(&state, "pvc-1"), (false, false));
+        // Half of it on plain extents is not for LVM to make up.
+        state.pvs.get_mut(&pv(1)).unwrap().device = Some("/dev/pv1".into());
+        let parts = &mut state.lvs.get_mut(&lv_name("pool0")).unwrap().parts;
+        (parts[1].layout, parts[1].legs) = (LvLayout::Linear, vec![]);
+        assert_eq!(of(&state, "pvc-1"), (false, true));
     }
 
     #[test]

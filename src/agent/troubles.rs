@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Agent;
-use super::raid::{lost_legs, survives};
+use super::raid::{RaidVolumes, is_whole, lost_legs};
 use super::store::partial;
 use crate::domain::{BackendState, Inventory, PoolCapacity, Reason, Subject, Trouble, Troubles};
 use crate::host::Host;
@@ -101,28 +101,28 @@ pub(super) fn of_volume(
     status: Option<&RaidStatus>,
 ) -> Vec<(Reason, String)> {
     let missing = state.is_partial();
-    let vg = &state.name;
-    match &lv.layout {
-        LvLayout::Raid(_) => {
-            if missing && !survives(state, lv) {
-                return vec![(Reason::VolumeInaccessible, partial(state).to_string())];
-            }
-            let gone = if missing { lost_legs(state, lv) } else { 0 };
-            of_raid(&format!("{vg}/{}", lv.name), status, gone)
-        }
-        LvLayout::Linear | LvLayout::Striped { .. } => {
-            let here = |pv| state.pvs.get(pv).is_some_and(|pv| pv.device.is_some());
-            if missing && !lv.areas.iter().all(|area| here(&area.pv)) {
-                return vec![(Reason::VolumeInaccessible, partial(state).to_string())];
-            }
-            vec![]
-        }
-        LvLayout::UnfinishedRaid(_)
-        | LvLayout::ThinPool { .. }
-        | LvLayout::Thin { .. }
-        | LvLayout::Cow { .. }
-        | LvLayout::Other(_) => vec![],
+    if missing && !is_whole(state, lv) {
+        return vec![(Reason::VolumeInaccessible, partial(state).to_string())];
     }
+    let LvLayout::Raid(_) = &lv.layout else { return vec![] };
+    let gone = if missing { lost_legs(state, lv) } else { 0 };
+    of_raid(&format!("{}/{}", state.name, lv.name), status, gone)
+}
+
+/// What is wrong with the RAID that a thin pool lies on.
+pub(super) fn of_parts(state: &VgState, pool: &Lv, raid: &RaidVolumes) -> Vec<(Reason, String)> {
+    let mut said = Vec::new();
+    for part in &pool.parts {
+        let gone = if state.is_partial() { lost_legs(state, part) } else { 0 };
+        let name = format!("{}/{}", state.name, part.name);
+        let status = raid.get(&state.handle(&part.name));
+        for (reason, sentence) in of_raid(&name, status, gone) {
+            if reason == Reason::VolumeDegraded {
+                said.push(format!("{name}: {sentence}"));
+            }
+        }
+    }
+    if said.is_empty() { vec![] } else { vec![(Reason::ThinPoolDegraded, said.join("; "))] }
 }
 
 /// What is wrong with an LV on RAID, from what the kernel says of it and from the number of its legs

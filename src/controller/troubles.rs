@@ -157,6 +157,7 @@ fn is_hidden(inventory: &Inventory, subject: &Subject, reason: Reason) -> bool {
         | Reason::BackendNotReady
         | Reason::BackendSetupFailed
         | Reason::PhysicalVolumeMissing
+        | Reason::ThinPoolDegraded
         | Reason::ThinPoolFailed
         | Reason::ThinPoolQueuesWhenFull => return false,
     };

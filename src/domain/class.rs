@@ -112,6 +112,21 @@ impl VolumeClass {
     }
 }
 
+/// The layout of a thin pool, by the same words. `None` when none is said.
+///
+/// # Errors
+/// What is wrong with which of them.
+pub(crate) fn pool_layout(
+    said: &[(&'static str, Option<String>); 4],
+) -> Result<Option<ThickLayout>, String> {
+    let get = |key: &str| said.iter().find(|(name, _)| *name == key)?.1.as_deref();
+    if said.iter().all(|(_, value)| value.is_none()) {
+        return Ok(None);
+    }
+    let bad = |key: &str, why: String| Error::invalid(format!("thinPool.{key}: {why}"));
+    layout(&get, &bad).map(Some).map_err(|error| error.to_string())
+}
+
 fn layout<'a>(
     get: &impl Fn(&str) -> Option<&'a str>,
     bad: &impl Fn(&str, String) -> Error,

@@ -10,8 +10,8 @@ mod requests;
 mod trouble;
 
 pub use capacity::{BackendCapacity, PoolCapacity};
-pub(crate) use class::claim;
 pub use class::{Provisioning, VolumeClass};
+pub(crate) use class::{claim, pool_layout};
 pub use inventory::{BackendState, BackendStatus, Inventory};
 pub use keys::{Key, Keys, Secrets};
 pub use port::{Answer, Told, VolumeAgent};

@@ -35,6 +35,8 @@ pub enum Reason {
     BackendSetupFailed,
     /// A disk of a volume group is missing.
     PhysicalVolumeMissing,
+    /// Legs of the RAID that a thin pool lies on are lost, or are being rebuilt.
+    ThinPoolDegraded,
     /// A thin pool should grow, and cannot.
     ThinPoolCannotGrow,
     /// A thin pool takes nothing new.
@@ -70,7 +72,7 @@ pub type Troubles = BTreeMap<(Subject, Reason), Trouble>;
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::VolumeDegraded,
         Self::VolumeResyncing,
         Self::VolumeInaccessible,
@@ -80,6 +82,7 @@ impl Reason {
         Self::BackendNotReady,
         Self::BackendSetupFailed,
         Self::PhysicalVolumeMissing,
+        Self::ThinPoolDegraded,
         Self::ThinPoolCannotGrow,
         Self::ThinPoolAlmostFull,
         Self::ThinPoolFull,
@@ -136,6 +139,9 @@ impl Reason {
                 "PhysicalVolumesComplete",
                 "all disks of the volume group are there",
             ),
+            Self::ThinPoolDegraded => {
+                ("ThinPoolDegraded", "ThinPoolRepaired", "the thin pool has all its legs again")
+            }
             Self::ThinPoolCannotGrow => {
                 ("ThinPoolCannotGrow", "ThinPoolCanGrow", "the thin pool need not grow, or has")
             }
@@ -174,7 +180,7 @@ impl Reason {
     pub const fn health(self) -> Option<(Grade, &'static str)> {
         Some(match self {
             // Three of them as KEP-1432 has them for LVM.
-            Self::VolumeDegraded => (Grade::Degraded, "PartialActivation"),
+            Self::VolumeDegraded | Self::ThinPoolDegraded => (Grade::Degraded, "PartialActivation"),
             Self::ThinPoolFull => (Grade::Inaccessible, "ThinPoolOutOfDataSpace"),
             Self::VolumeInaccessible | Self::PhysicalVolumeMissing => {
                 (Grade::Inaccessible, "PhysicalVolumeMissing")

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use super::args::{Args, Log, join};
 use super::layout::ThickLayout;
-use super::tag::{Kind, OWNED};
+use super::pool_command;
+use super::tag::OWNED;
 use crate::host::invocation::Invocation;
 use crate::names::{LvName, LvmUuid, VgName};
 use crate::units::{Bytes, ExtentSize, Extents};
@@ -126,6 +127,8 @@ pub enum Change {
         lv: LvName,
         /// The size of its metadata afterwards.
         size: Bytes,
+        /// The only extents that it may get. Empty: any.
+        from: Vec<Range>,
     },
     /// Removes an LV that is ours.
     Remove {
@@ -164,6 +167,28 @@ pub enum Change {
         /// Which LV.
         lv: LvName,
     },
+    /// The same for what has lost disks: what was on them reads as errors. Only for an LV all of
+    /// whose parts are on RAID that has enough legs left.
+    ActivateDegraded {
+        /// Which LV.
+        lv: LvName,
+    },
+    /// Makes two LVs a thin pool that zeroes its blocks and fails writes when it is full.
+    ConvertToPool {
+        /// The LV that becomes its data, and whose name it gets.
+        lv: LvName,
+        /// The LV that becomes its metadata.
+        metadata: LvName,
+        /// Unit of allocation, a power of two from 64 KiB.
+        chunk_size: Bytes,
+    },
+    /// Adds tags to an LV that has none of ours yet.
+    Tag {
+        /// Which LV.
+        lv: LvName,
+        /// Tags to add.
+        add: Vec<String>,
+    },
     /// Makes a thin pool that zeroes its blocks and fails writes when it is full.
     CreatePool {
         /// Its name.
@@ -200,6 +225,9 @@ impl Change {
             | Self::MakeWritable { lv, .. }
             | Self::Retag { lv, .. }
             | Self::Activate { lv }
+            | Self::ActivateDegraded { lv }
+            | Self::ConvertToPool { lv, .. }
+            | Self::Tag { lv, .. }
             | Self::CreatePool { lv, .. } => Some(lv),
             Self::ExtendVg { .. } => None,
         }
@@ -304,9 +332,9 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
                 .with(&from.iter().map(String::as_str).collect::<Vec<_>>())
                 .change()
         }
-        Change::ExtendMetadata { lv, size } => Args::on(target, "lvextend", Log::Json)
-            .with(&["--poolmetadatasize", &format!("{}b", size.get()), &full(lv)])
-            .change(),
+        Change::ExtendMetadata { lv, size, from } => {
+            pool_command::extend_metadata(target, lv, *size, from)
+        }
         Change::Remove { uuid, .. } => {
             Args::on(target, "lvremove", Log::Plain).select_to_remove(target, uuid).change()
         }
@@ -326,19 +354,19 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
         Change::Activate { lv } => Args::on(target, "lvchange", Log::Json)
             .with(&["--activate", "y", "--ignoreactivationskip", &full(lv)])
             .change(),
+        Change::ActivateDegraded { lv } => Args::on(target, "lvchange", Log::Json)
+            .with(&["--activate", "y", "--ignoreactivationskip", "--activationmode", "partial"])
+            .with(&[&full(lv)])
+            .change(),
+        Change::ConvertToPool { lv, metadata, chunk_size } => {
+            pool_command::convert(target, lv, metadata, *chunk_size)
+        }
+        Change::Tag { lv, add } => Args::on(target, "lvchange", Log::Json)
+            .each("--addtag", add)
+            .with(&[&full(lv)])
+            .change(),
         Change::CreatePool { lv, extents, metadata, chunk_size } => {
-            let tags = [OWNED.to_owned(), Kind::Pool.tag().to_owned()];
-            let metadata = target.extent_size.size_of(*metadata).get();
-            let options = [
-                ("--type", "thin-pool".to_owned()),
-                ("--zero", "y".to_owned()),
-                ("--chunksize", format!("{}b", chunk_size.get())),
-                ("--poolmetadatasize", format!("{metadata}b")),
-                ("--poolmetadataspare", "y".to_owned()),
-                ("--extents", extents.get().to_string()),
-            ];
-            let options: Vec<&str> = options.iter().flat_map(|(k, v)| [*k, v.as_str()]).collect();
-            create(target, lv, &tags, vg, &options)
+            pool_command::create(target, lv, *extents, *metadata, *chunk_size)
         }
         Change::ExtendVg { device } => {
             let devices = [target.devices.as_slice(), std::slice::from_ref(device)].concat();
@@ -349,7 +377,13 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
     }
 }
 
-fn create(target: &Target, lv: &LvName, tags: &[String], of: &str, options: &[&str]) -> Invocation {
+pub(super) fn create(
+    target: &Target,
+    lv: &LvName,
+    tags: &[String],
+    of: &str,
+    options: &[&str],
+) -> Invocation {
     Args::on(target, "lvcreate", Log::Json)
         .with(options)
         .with(&["--name", lv.as_str()])
@@ -378,7 +412,7 @@ fn create_thick(
 
 impl Range {
     /// As lvextend(8) takes it: `device:first-last`.
-    fn argument(&self) -> String {
+    pub(super) fn argument(&self) -> String {
         let last = self.start.saturating_add(self.len).saturating_sub(1);
         format!("{}:{}-{last}", self.device.display(), self.start)
     }
@@ -457,7 +491,7 @@ mod tests {
                 extents: Extents::new(512),
                 from: vec![Range { device: "/dev/sdb".into(), start: 100, len: 256 }],
             },
-            Change::ExtendMetadata { lv: lv("pool0"), size: Bytes::mib(32) },
+            Change::ExtendMetadata { lv: lv("pool0"), size: Bytes::mib(32), from: vec![] },
             Change::Remove { lv: lv("pvc-1"), uuid: uuid.clone() },
             Change::Rename { lv: lv("pvc-1"), to: LvName::trash(&uuid) },
             Change::MakeWritable { lv: lv("snap-1"), uuid: uuid.clone() },
@@ -468,6 +502,13 @@ mod tests {
                 del: vec!["cb.fresh".to_owned()],
             },
             Change::Activate { lv: lv("pvc-1") },
+            Change::ActivateDegraded { lv: lv("pvc-1") },
+            Change::ConvertToPool {
+                lv: lv("pool0"),
+                metadata: lv("pool0").pool_metadata(),
+                chunk_size: Bytes::kib(64),
+            },
+            Change::Tag { lv: lv("pool0"), add: vec![OWNED.to_owned()] },
             Change::CreatePool {
                 lv: lv("pool0"),
                 extents: Extents::new(1000),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::layout::{RaidLevel, ThickLayout};
+use super::pool_parts::pool_parts;
 use super::state::{Area, Lv, LvLayout, Pv, VgState};
 use super::tag::Tags;
 use super::text::{self, Section, Value};
@@ -24,9 +25,9 @@ pub enum MetadataError {
     Content(String),
 }
 
-type Result<T> = std::result::Result<T, MetadataError>;
+pub(super) type Result<T> = std::result::Result<T, MetadataError>;
 
-fn bad<T>(what: impl Into<String>) -> Result<T> {
+pub(super) fn bad<T>(what: impl Into<String>) -> Result<T> {
     Err(MetadataError::Content(what.into()))
 }
 
@@ -69,7 +70,7 @@ pub fn parse(text: &str, devices: &BTreeMap<LvmUuid, PathBuf>) -> Result<VgState
     })
 }
 
-fn unsigned(section: &Section, key: &str) -> Result<u64> {
+pub(super) fn unsigned(section: &Section, key: &str) -> Result<u64> {
     section
         .value(key)
         .and_then(Value::as_number)
@@ -77,7 +78,7 @@ fn unsigned(section: &Section, key: &str) -> Result<u64> {
         .map_or_else(|| bad(format!("no number {key}")), Ok)
 }
 
-fn identifier(section: &Section) -> Result<LvmUuid> {
+pub(super) fn identifier(section: &Section) -> Result<LvmUuid> {
     let id = section.value("id").and_then(Value::as_text).unwrap_or_default();
     LvmUuid::parse(id).or_else(|e| bad(e.to_string()))
 }
@@ -199,11 +200,11 @@ impl Disks {
     }
 }
 
-fn segments(lv: &Section) -> impl Iterator<Item = &Section> {
+pub(super) fn segments(lv: &Section) -> impl Iterator<Item = &Section> {
     lv.sections.iter().filter(|(name, _)| name.starts_with("segment")).map(|(_, s)| s)
 }
 
-fn kind_of(segment: &Section) -> &str {
+pub(super) fn kind_of(segment: &Section) -> &str {
     segment.value("type").and_then(Value::as_text).unwrap_or_default()
 }
 
@@ -242,6 +243,7 @@ fn visible_lvs(
             None => layout(kind, first)?,
         };
         let legs = if matches!(layout, LvLayout::Raid(_)) { legs(first, areas) } else { vec![] };
+        let pool = pool_parts(section, extent_size, areas, first)?;
         let mut extents = Extents::ZERO;
         for segment in segments(lv) {
             extents = extents.saturating_add(Extents::new(unsigned(segment, "extent_count")?));
@@ -264,6 +266,7 @@ fn visible_lvs(
             writable: lv.texts("status").any(|s| s == "WRITE"),
             areas,
             legs,
+            parts: pool,
         };
         lvs.insert(name, state);
     }
@@ -281,7 +284,7 @@ fn cow_layout(segment: &Section, store: Bytes) -> Result<LvLayout> {
 }
 
 /// The hidden LVs of a RAID segment: metadata and image of each leg, in turn.
-fn raid_subs(segment: &Section) -> impl Iterator<Item = &str> {
+pub(super) fn raid_subs(segment: &Section) -> impl Iterator<Item = &str> {
     let list = segment.value("raids").and_then(Value::as_list).unwrap_or_default();
     list.iter().filter_map(Value::as_text)
 }
@@ -291,11 +294,11 @@ fn raid_parts(section: &Section) -> BTreeSet<&str> {
     section.sections.iter().flat_map(|(_, lv)| segments(lv)).flat_map(raid_subs).collect()
 }
 
-fn is_visible(section: &Section, lv: &str) -> bool {
+pub(super) fn is_visible(section: &Section, lv: &str) -> bool {
     section.section(lv).is_some_and(|lv| lv.texts("status").any(|s| s == "VISIBLE"))
 }
 
-fn raid(level: RaidLevel, segment: &Section) -> Result<LvLayout> {
+pub(super) fn raid(level: RaidLevel, segment: &Section) -> Result<LvLayout> {
     let Ok(legs) = u32::try_from(unsigned(segment, "device_count")?) else {
         return bad("device_count is too large");
     };
@@ -306,7 +309,7 @@ fn raid(level: RaidLevel, segment: &Section) -> Result<LvLayout> {
 }
 
 /// The PVs of each image.
-fn legs(segment: &Section, areas: &BTreeMap<&str, Vec<Area>>) -> Vec<Vec<LvmUuid>> {
+pub(super) fn legs(segment: &Section, areas: &BTreeMap<&str, Vec<Area>>) -> Vec<Vec<LvmUuid>> {
     let images = raid_subs(segment).skip(1).step_by(2);
     let mut legs: Vec<Vec<LvmUuid>> = images
         .map(|image| {
@@ -320,7 +323,7 @@ fn legs(segment: &Section, areas: &BTreeMap<&str, Vec<Area>>) -> Vec<Vec<LvmUuid
     legs
 }
 
-fn layout(kind: &str, segment: &Section) -> Result<LvLayout> {
+pub(super) fn layout(kind: &str, segment: &Section) -> Result<LvLayout> {
     let lv = |key: &str| -> Result<LvName> {
         let text = segment.value(key).and_then(Value::as_text).unwrap_or_default();
         LvName::parse(text).or_else(|e| bad(format!("{key}: {e}")))
@@ -383,9 +386,9 @@ mod tests {
                 .filter_map(|(uuid, pv)| Some((uuid.clone(), pv.device.clone()?)))
                 .collect();
             let mut parsed = parse(text, &devices).unwrap();
-            if name == "rest" {
-                // It was recorded without the hidden LVs that tell where legs are.
-                parsed.lvs.values_mut().for_each(|lv| lv.legs.clear());
+            if report.vgs.len() > 1 {
+                // It was recorded without the hidden LVs: where legs are, and what pools are made of.
+                parsed.lvs.values_mut().for_each(|lv| (lv.legs, lv.parts) = (vec![], vec![]));
             }
             assert_eq!(&parsed, reported, "{name}");
         }
@@ -413,6 +416,10 @@ mod tests {
         assert_eq!(cut.layout, LvLayout::UnfinishedRaid("raid1".to_owned()));
         assert!(cut.is_unfinished() && cut.is_volume());
         assert!(matches!(lv("pool0").layout, LvLayout::ThinPool { zero: true, .. }));
+        let parts = &lv("pool0").parts;
+        let names: Vec<_> = parts.iter().map(|part| part.name.as_str()).collect();
+        assert_eq!(names, ["pool0_tdata", "pool0_tmeta"]);
+        assert!(parts.iter().all(|it| it.layout == lv("pvc-r1").layout && it.legs.len() == 2));
         // Nothing else is seen, though a cut leaves parts of legs visible that bear our tags.
         assert_eq!(vg.lvs.len(), 6);
     }

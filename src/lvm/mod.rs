@@ -6,6 +6,8 @@ pub mod command;
 pub mod label;
 pub mod layout;
 pub mod metadata;
+mod pool_command;
+mod pool_parts;
 pub mod report;
 pub mod state;
 pub mod tag;

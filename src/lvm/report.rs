@@ -291,6 +291,9 @@ fn lvs(part: &Part) -> Result<BTreeMap<LvName, Lv>, ReportError> {
         let size = if matches!(layout, LvLayout::Cow { .. }) { "origin_size" } else { "lv_size" };
         let is_raid = matches!(layout, LvLayout::Raid(_));
         let legs = if is_raid { legs(part, &name, &all_areas) } else { vec![] };
+        let is_pool = matches!(layout, LvLayout::ThinPool { .. });
+        let parts =
+            if is_pool { pool_parts(part, &name, &first_segments, &all_areas)? } else { vec![] };
         let lv = Lv {
             name: name.clone(),
             uuid,
@@ -301,6 +304,7 @@ fn lvs(part: &Part) -> Result<BTreeMap<LvName, Lv>, ReportError> {
             writable: row.text("lv_attr").as_bytes().get(1) != Some(&b'r'),
             areas,
             legs,
+            parts,
         };
         lvs.insert(name, lv);
     }
@@ -330,6 +334,47 @@ fn parts<'a>(part: &'a Part, of: &'a LvName) -> impl Iterator<Item = &'a Row> {
         let parent = row.text("lv_parent").trim_start_matches('[').trim_end_matches(']');
         is_part(row) && parent == of.as_str()
     })
+}
+
+/// The hidden LVs of a pool's data and metadata.
+fn pool_parts(
+    part: &Part,
+    pool: &LvName,
+    segments: &BTreeMap<&str, &Row>,
+    all_areas: &BTreeMap<&str, Vec<Area>>,
+) -> Result<Vec<Lv>, ReportError> {
+    let mut found = Vec::new();
+    for role in ["data", "metadata"] {
+        for row in parts(part, pool).filter(|row| row.list("lv_role").any(|it| it == role)) {
+            let uuid = row.uuid("lv_uuid")?;
+            let name = row.text("lv_name").trim_start_matches('[').trim_end_matches(']');
+            let segment = segments
+                .get(uuid.as_str())
+                .ok_or_else(|| field(format!("LV {name} has no segment")))?;
+            let name = LvName::parse(name).map_err(|e| field(e.to_string()))?;
+            let mut areas = all_areas.get(uuid.as_str()).cloned().unwrap_or_default();
+            areas.sort_unstable();
+            areas.dedup();
+            let mut layout = layout(row, segment)?;
+            if matches!(layout, LvLayout::Raid(_)) && is_cut(part, &name) {
+                layout = LvLayout::UnfinishedRaid(segment.text("segtype").to_owned());
+            }
+            let is_raid = matches!(layout, LvLayout::Raid(_));
+            found.push(Lv {
+                legs: if is_raid { legs(part, &name, all_areas) } else { vec![] },
+                name,
+                uuid,
+                size: Bytes::new(row.number("lv_size")?),
+                layout,
+                tags: Tags::parse(row.list("lv_tags")),
+                created_unix: row.text("lv_time").trim().parse().unwrap_or(0),
+                writable: row.text("lv_attr").as_bytes().get(1) != Some(&b'r'),
+                areas,
+                parts: vec![],
+            });
+        }
+    }
+    Ok(found)
 }
 
 /// The PVs of each image of a RAID LV.

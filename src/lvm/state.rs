@@ -70,6 +70,8 @@ pub struct Lv {
     pub areas: Vec<Area>,
     /// Of a RAID LV: the PVs that the data of each leg lies on, in order. Empty for any other.
     pub legs: Vec<Vec<LvmUuid>>,
+    /// Of a thin pool: the hidden LVs of its data and of its metadata. Empty for any other.
+    pub parts: Vec<Self>,
 }
 
 /// A run of extents of one PV.

@@ -13,6 +13,7 @@ pub mod expand;
 mod place;
 pub mod pool;
 pub mod pool_growth;
+mod pool_parts;
 pub mod remove;
 mod restore;
 pub mod snapshot;
@@ -153,7 +154,7 @@ pub(crate) mod fixture {
     }
 
     pub(crate) fn add(vg: &mut VgState, name: &str, size: Bytes, layout: LvLayout, tags: &[&str]) {
-        let lv = Lv {
+        let mut lv = Lv {
             name: lv_name(name),
             uuid: LvmUuid::derived(name),
             size,
@@ -163,7 +164,18 @@ pub(crate) mod fixture {
             writable: true,
             areas: vec![],
             legs: vec![],
+            parts: vec![],
         };
+        // A pool of LVM's own making lies on plain LVs.
+        if let LvLayout::ThinPool { .. } = lv.layout {
+            let part = |end| Lv {
+                name: lv_name(&format!("{name}_{end}")),
+                layout: LvLayout::Linear,
+                tags: Tags::default(),
+                ..lv.clone()
+            };
+            lv.parts = vec![part("tdata"), part("tmeta")];
+        }
         vg.lvs.insert(lv.name.clone(), lv);
     }
 

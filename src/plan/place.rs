@@ -96,6 +96,14 @@ fn whole(pv: &Pv) -> Option<Range> {
     Some(Range { device: pv.device.clone()?, start: 0, len: pv.extents.get() })
 }
 
+/// So many extents in one piece, in the longest run that there is.
+pub(super) fn in_one_piece(vg: &VgState, extents: Extents) -> Option<Range> {
+    let runs = vg.usable_pvs().filter_map(|pv| Some((pv, longest(pv)?)));
+    let (pv, (start, len)) = runs.max_by_key(|(_, (_, len))| *len)?;
+    let device = pv.device.clone()?;
+    (len >= extents.get()).then(|| Range { device, start, len: extents.get() })
+}
+
 /// The longest run of free extents on the PVs that a leg has.
 fn longest_of_leg<'a>(vg: &'a VgState, leg: &[LvmUuid]) -> Option<(&'a Pv, (u64, u64))> {
     let pvs = leg.iter().filter_map(|pv| vg.pvs.get(pv)).filter(|pv| pv.allocatable);

@@ -1,9 +1,10 @@
 //! Making a thin pool, and finding one that may be used.
 
-use super::{Plan, PoolRules, Rules};
+use super::{Plan, PoolRules, Rules, pool_parts};
 use crate::config::{Share, ThinPool};
 use crate::error::{Error, Result};
 use crate::lvm::command::Change;
+use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::lvm::tag::Kind;
 use crate::names::LvName;
@@ -16,15 +17,22 @@ const CHUNK_MIN: Bytes = Bytes::kib(64);
 const CHUNKS_MAX: u64 = 16 << 20;
 /// A mapped chunk takes about 48 bytes of metadata; twice that leaves room for snapshots, which
 /// have mappings of their own.
-const METADATA_PER_CHUNK: u64 = 128;
+pub(super) const METADATA_PER_CHUNK: u64 = 128;
 /// Enough for thousands of small thin volumes.
-const METADATA_MIN: Bytes = Bytes::mib(16);
+pub(super) const METADATA_MIN: Bytes = Bytes::mib(16);
 
 /// What is left to do until the pool is there.
 ///
 /// # Errors
 /// When it cannot be made, or what bears its name cannot be used.
 pub fn plan(vg: &VgState, pool: &ThinPool, reserve: Bytes) -> Result<Plan> {
+    let layout = pool.layout.unwrap_or(ThickLayout::Linear);
+    let in_parts = pool.create_size.filter(|_| layout != ThickLayout::Linear);
+    if let Some(size) = in_parts
+        && vg.lvs.get(&pool.name).is_none_or(is_on_its_way)
+    {
+        return pool_parts::plan(vg, pool, layout, size, reserve);
+    }
     let Some(found) = vg.lvs.get(&pool.name) else {
         let Some(size) = pool.create_size else {
             return Err(Error::failed_precondition(format!(
@@ -35,7 +43,7 @@ pub fn plan(vg: &VgState, pool: &ThinPool, reserve: Bytes) -> Result<Plan> {
         return Ok(Plan::Steps(vec![shape(vg, pool, size, reserve)?]));
     };
     match &found.layout {
-        LvLayout::ThinPool { zero: true, .. } => Ok(Plan::Done),
+        LvLayout::ThinPool { zero: true, .. } => is_as_configured(vg, found, pool.layout),
         LvLayout::ThinPool { zero: false, .. } => {
             Err(Error::failed_precondition(does_not_zero(vg, &pool.name)))
         }
@@ -63,6 +71,32 @@ pub fn plan(vg: &VgState, pool: &ThinPool, reserve: Bytes) -> Result<Plan> {
             vg.name, pool.name
         ))),
     }
+}
+
+/// Whether an LV is one that we made to become a pool, and is none yet.
+fn is_on_its_way(lv: &Lv) -> bool {
+    pool_parts::is_ours(lv) && !matches!(lv.layout, LvLayout::ThinPool { .. })
+}
+
+fn is_as_configured(vg: &VgState, pool: &Lv, layout: Option<ThickLayout>) -> Result<Plan> {
+    if let Some(layout) = layout
+        && let Some(has) = pool_parts::differs(pool, layout)
+    {
+        return Err(Error::failed_precondition(format!(
+            "thin pool {}/{} is {has}, not {layout}: a pool that exists keeps its layout; correct thinPool.layout, or convert it with lvconvert",
+            vg.name, pool.name
+        )));
+    }
+    Ok(pool_parts::name_as_ours(pool).map_or(Plan::Done, |tag| Plan::Rest(vec![tag])))
+}
+
+/// The unit of allocation of a pool of that size.
+pub(super) fn chunk_size(size: Bytes) -> Bytes {
+    let mut chunk = CHUNK_MIN;
+    while size.get().checked_div(chunk.get()).is_some_and(|chunks| chunks > CHUNKS_MAX) {
+        chunk = chunk.saturating_add(chunk);
+    }
+    chunk
 }
 
 /// The rules of the pool that a thin LV is in.
@@ -107,10 +141,7 @@ fn does_not_zero(vg: &VgState, pool: &LvName) -> String {
 fn shape(vg: &VgState, pool: &ThinPool, size: Share, reserve: Bytes) -> Result<Change> {
     let extent = vg.extent_size;
     let wanted = size.of(vg.size());
-    let mut chunk = CHUNK_MIN;
-    while wanted.get().checked_div(chunk.get()).is_some_and(|chunks| chunks > CHUNKS_MAX) {
-        chunk = chunk.saturating_add(chunk);
-    }
+    let chunk = chunk_size(wanted);
     let chunks = wanted.get().checked_div(chunk.get()).unwrap_or_default();
     let metadata = Bytes::new(chunks.saturating_mul(METADATA_PER_CHUNK)).max(METADATA_MIN);
     let metadata = extent.extents_ceil(metadata);
@@ -142,6 +173,7 @@ mod tests {
         ThinPool {
             name: lv_name("pool0"),
             create_size: size,
+            layout: None,
             overprovision_percent: 100,
             autogrow: None,
         }

@@ -1,12 +1,13 @@
 //! Growing a thin pool before it runs full, and what has to be known of one that cannot.
 
 use super::capacity::POOL_DATA_GUARD_BP;
-use super::{Plan, Rules};
+use super::{Plan, Rules, place};
 use crate::config::Share;
 use crate::domain::PoolCapacity;
 use crate::error::{Error, Result};
-use crate::lvm::command::Change;
-use crate::lvm::state::VgState;
+use crate::lvm::command::{Change, Range};
+use crate::lvm::layout::ThickLayout;
+use crate::lvm::state::{Lv, VgState};
 use crate::units::{Bytes, Extents};
 
 /// Metadata grows at this part in use at the latest (hundredths of a percent): its guard comes at
@@ -43,20 +44,24 @@ pub fn plan(vg: &VgState, rules: &Rules) -> Result<Plan> {
     let (Some(growth), Some(lv)) = (&pool.growth, vg.lvs.get(&pool.lv)) else {
         return Ok(Plan::Done);
     };
-    let extent = vg.extent_size;
-    let room = vg.free_extents().saturating_sub(extent.extents_ceil(rules.reserve));
     let at = growth.rule.at_percent.saturating_mul(100);
+    let extent = vg.extent_size;
+    let mut stuck = None;
     if pool.metadata_used_bp >= at.min(METADATA_AT_BP) && growth.metadata < METADATA_MAX {
         let step = growth.metadata.percent_floor(50).max(METADATA_STEP_MIN);
         let step = step.min(METADATA_MAX.saturating_sub(growth.metadata));
-        // The spare grows with it.
-        let half = Extents::new(room.get() / 2);
-        let step = extent.extents_ceil(step).min(half);
-        if step == Extents::ZERO {
-            return no_room(vg, rules, "metadata", pool.metadata_used_bp);
+        match metadata_step(vg, rules, lv, extent.extents_ceil(step))? {
+            Some((step, from)) => {
+                let size = growth.metadata.saturating_add(extent.size_of(step));
+                let lv = lv.name.clone();
+                return Ok(Plan::Steps(vec![Change::ExtendMetadata { lv, size, from }]));
+            }
+            None if is_plain(lv.parts.get(1)) => {
+                return Err(no_room(vg, rules, "metadata", pool.metadata_used_bp));
+            }
+            // The disks that its data is on may have room all the same.
+            None => stuck = Some(no_room(vg, rules, "metadata", pool.metadata_used_bp)),
         }
-        let size = growth.metadata.saturating_add(extent.size_of(step));
-        return Ok(Plan::Steps(vec![Change::ExtendMetadata { lv: lv.name.clone(), size }]));
     }
     let have = extent.extents_ceil(lv.size);
     let needed = if pool.data_used_bp >= POOL_DATA_GUARD_BP {
@@ -67,28 +72,103 @@ pub fn plan(vg: &VgState, rules: &Rules) -> Result<Plan> {
         extent.extents_ceil(vg.thin_virtual_size(&pool.lv)).saturating_sub(have)
     };
     if pool.data_used_bp < at || needed == Extents::ZERO {
-        return Ok(Plan::Done);
+        return stuck.map_or(Ok(Plan::Done), Err);
     }
     let step = match growth.rule.by {
         Share::Percent(percent) => lv.size.percent_floor(percent),
         Share::Size(size) => size,
     };
-    let step = extent.extents_ceil(step).max(Extents::new(1)).min(needed).min(room);
-    if step == Extents::ZERO {
-        return no_room(vg, rules, "data", pool.data_used_bp);
-    }
+    let step = extent.extents_ceil(step).max(Extents::new(1)).min(needed);
+    let Some((step, from)) = grow_part(vg, rules, lv, lv.parts.first(), step)? else {
+        return Err(no_room(vg, rules, "data", pool.data_used_bp));
+    };
     let extents = have.saturating_add(step);
-    Ok(Plan::Steps(vec![Change::Extend { lv: lv.name.clone(), extents, from: vec![] }]))
+    Ok(Plan::Steps(vec![Change::Extend { lv: lv.name.clone(), extents, from }]))
 }
 
-fn no_room(vg: &VgState, rules: &Rules, what: &str, used_bp: u64) -> Result<Plan> {
-    Err(Error::no_space(format!(
+/// How much the metadata grows now, at most so much, and where.
+fn metadata_step(
+    vg: &VgState,
+    rules: &Rules,
+    pool: &Lv,
+    step: Extents,
+) -> Result<Option<(Extents, Vec<Range>)>> {
+    let part = pool.parts.get(1);
+    if is_plain(part) {
+        // The spare grows with it.
+        let half = Extents::new(free(vg, rules).get() / 2);
+        return Ok(Some((step.min(half), vec![])).filter(|(step, _)| *step > Extents::ZERO));
+    }
+    grow_part(vg, rules, pool, part, step)
+}
+
+fn is_plain(part: Option<&Lv>) -> bool {
+    part.is_some_and(|part| part.thick() == Some(ThickLayout::Linear))
+}
+
+fn free(vg: &VgState, rules: &Rules) -> Extents {
+    vg.free_extents().saturating_sub(vg.extent_size.extents_ceil(rules.reserve))
+}
+
+/// How much a part of a pool grows now, at most so much, and on which extents: stripes and legs are
+/// placed by us, as those of volumes are. `None` when there is no room.
+///
+/// # Errors
+/// When a disk is missing, or it has a layout that we cannot place.
+fn grow_part(
+    vg: &VgState,
+    rules: &Rules,
+    pool: &Lv,
+    part: Option<&Lv>,
+    step: Extents,
+) -> Result<Option<(Extents, Vec<Range>)>> {
+    let Some((part, layout)) = part.and_then(|part| Some((part, part.thick()?))) else {
+        return Err(Error::failed_precondition(format!(
+            "what pool {}/{} lies on is being changed, or is of a kind that this driver does not grow: look at lvs -a {}, and extend it by hand",
+            vg.name, pool.name, vg.name
+        )));
+    };
+    if vg.is_partial() {
+        return Err(Error::unavailable(format!(
+            "volume group {} misses a disk, and LVM changes nothing in it until the disk is back or replaced",
+            vg.name
+        )));
+    }
+    let unit = u64::from(layout.data_legs()).max(1);
+    let whole = |extents: Extents| {
+        Extents::new(extents.get().saturating_sub(extents.get().checked_rem(unit).unwrap_or(0)))
+    };
+    let of_all = free(vg, rules).get().checked_div(u64::from(layout.legs())).unwrap_or_default();
+    let of_all = Extents::new(of_all.saturating_mul(unit));
+    let room = match layout {
+        ThickLayout::Linear => of_all,
+        ThickLayout::Raid { .. } => of_all.min(place::growth_room(vg, part, &layout)),
+        ThickLayout::Striped { .. } => {
+            let capacity = super::capacity::of(vg, &Rules { pool: None, ..rules.clone() });
+            let thick = Some(crate::domain::Provisioning::Thick);
+            vg.extent_size.extents_floor(capacity.offer(thick, &layout, Bytes::ZERO).largest)
+        }
+    };
+    let step = step.ceil_to_multiple_of(unit).min(whole(room));
+    if step == Extents::ZERO {
+        return Ok(None);
+    }
+    let from = match layout {
+        ThickLayout::Linear => Some(vec![]),
+        ThickLayout::Striped { .. } => place::new_legs(vg, &layout, step),
+        ThickLayout::Raid { .. } => place::growth(vg, part, &layout, step),
+    };
+    Ok(from.map(|from| (step, from)))
+}
+
+fn no_room(vg: &VgState, rules: &Rules, what: &str, used_bp: u64) -> Error {
+    Error::no_space(format!(
         "its {what} is {}.{:02}% full, and volume group {} has no room for it to grow beyond the reserve of {}: add a disk, or delete volumes or snapshots",
         used_bp / 100,
         used_bp % 100,
         vg.name,
         rules.reserve
-    )))
+    ))
 }
 
 impl PoolCapacity {
@@ -122,6 +202,9 @@ mod tests {
     use super::*;
     use crate::config::Autogrow;
     use crate::error::ErrorKind;
+    use crate::lvm::layout::RaidLevel;
+    use crate::lvm::state::LvLayout;
+    use crate::names::LvmUuid;
 
     /// A pool of 10 GiB with 20 GiB promised and 200 extents of 4 MiB free.
     fn pool(change: impl FnOnce(&mut PoolRules)) -> (VgState, Rules) {
@@ -181,7 +264,10 @@ mod tests {
 
     #[test]
     fn metadata_first_with_room_for_its_spare() {
-        let metadata = |mib| Change::ExtendMetadata { lv: lv_name("pool0"), size: Bytes::mib(mib) };
+        let metadata = |mib| {
+            let (lv, from) = (lv_name("pool0"), vec![]);
+            Change::ExtendMetadata { lv, size: Bytes::mib(mib), from }
+        };
         let full = |p: &mut PoolRules| (p.data_used_bp, p.metadata_used_bp) = (9_000, 8_000);
         assert_eq!(step(&pool(full)), metadata(32));
         let larger = pool(|p| {
@@ -202,6 +288,61 @@ mod tests {
             p.growth.as_mut().unwrap().metadata = METADATA_MAX;
         });
         assert_eq!(step(&most), data(2_660));
+    }
+
+    #[test]
+    fn legs_grow_where_they_are_and_what_cannot_be_placed_not_at_all() {
+        let raid1 = |p: &mut PoolRules| p.data_used_bp = 8_500;
+        let (mut vg, mut rules) = pool(raid1);
+        let (level, stripe_size) = (RaidLevel::Raid1, Bytes::ZERO);
+        let mirror = ThickLayout::Raid { level, legs: 2, stripe_size };
+        let lv = vg.lvs.get_mut(&lv_name("pool0")).unwrap();
+        for part in &mut lv.parts {
+            part.layout = LvLayout::Raid(mirror);
+            part.legs = ["pv0", "pv1"].map(|pv| vec![LvmUuid::derived(pv)]).to_vec();
+        }
+        let from = |change: &Change| match change {
+            Change::Extend { extents, from, .. } => (extents.get(), from.len()),
+            Change::ExtendMetadata { size, from, .. } => (size.get() >> 20, from.len()),
+            other => panic!("{other:?}"),
+        };
+        let at = (vg, rules.clone());
+        assert_eq!(from(&step(&at)), (2_560 + 100, 2));
+        let mut vg = at.0;
+        // Its copies count: 150 of 200 are kept, so each leg gets half of the rest.
+        rules.reserve = Bytes::mib(600);
+        assert_eq!(from(&step(&(vg.clone(), rules.clone()))), (2_560 + 25, 2));
+        rules.reserve = Bytes::ZERO;
+        rules.pool.as_mut().unwrap().metadata_used_bp = 8_000;
+        assert_eq!(from(&step(&(vg.clone(), rules.clone()))), (32, 2));
+        // The metadata has no room where it is; the data has.
+        let lv = vg.lvs.get_mut(&lv_name("pool0")).unwrap();
+        lv.parts[1].legs[0] = vec![LvmUuid::derived("elsewhere")];
+        assert_eq!(from(&step(&(vg.clone(), rules.clone()))), (2_560 + 100, 2));
+        rules.pool.as_mut().unwrap().data_used_bp = 5_000;
+        let error = plan(&vg, &rules).unwrap_err();
+        assert!(error.to_string().contains("its metadata is 80.00% full"), "{error}");
+        let mut partial = vg.clone();
+        partial.pvs.get_mut(&LvmUuid::derived("pv0")).unwrap().device = None;
+        rules.pool.as_mut().unwrap().data_used_bp = 9_000;
+        let error = plan(&partial, &rules).unwrap_err();
+        assert!(error.to_string().contains("misses a disk"), "{error}");
+        // LVM would choose by itself.
+        rules.pool.as_mut().unwrap().data_used_bp = 9_000;
+        for odd in
+            [LvLayout::UnfinishedRaid("raid1".to_owned()), LvLayout::Other("raid4".to_owned())]
+        {
+            let lv = vg.lvs.get_mut(&lv_name("pool0")).unwrap();
+            lv.parts.iter_mut().for_each(|part| part.layout = odd.clone());
+            let error = plan(&vg, &rules).unwrap_err();
+            assert!(error.to_string().contains("extend it by hand"), "{error}");
+        }
+        let lv = vg.lvs.get_mut(&lv_name("pool0")).unwrap();
+        let stripes = LvLayout::Striped { stripes: 2, stripe_size: Bytes::kib(64) };
+        lv.parts[0].layout = stripes;
+        lv.parts[1].layout = LvLayout::Linear;
+        rules.pool.as_mut().unwrap().metadata_used_bp = 0;
+        assert_eq!(from(&step(&(vg, rules))), (2_560 + 100, 2));
     }
 
     #[test]

@@ -180,15 +180,20 @@ impl Host for SimHost {
             let targets = vec![("snapshot".to_owned(), line)];
             return Ok(Some(DmStatus { open_count: 0, targets }));
         }
-        let Some(device) = world.device(dm_name) else { return Ok(None) };
+        let line = world.raid_status(dm_name).map(|line| ("raid".to_owned(), line));
+        let targets: Vec<_> = line.into_iter().collect();
+        let Some(device) = world.device(dm_name) else {
+            // A part of a pool: nobody has it but the pool.
+            let part = DmStatus { open_count: 1, targets };
+            return Ok(Some(part).filter(|part| !part.targets.is_empty()));
+        };
         let held = world.lv_at(&device.node).map(|(_, lv)| &lv.uuid);
         let held = held.filter(|_| world.mapping_at(&device.node).is_none());
         let open = world.mounts.iter().filter(|m| m.source == device.node).count();
         let open =
             open.saturating_add(world.mappings.values().filter(|m| Some(&m.lv) == held).count());
         let open_count = u32::try_from(open).unwrap_or(u32::MAX);
-        let line = world.raid_status(dm_name).map(|line| ("raid".to_owned(), line));
-        Ok(Some(DmStatus { open_count, targets: line.into_iter().collect() }))
+        Ok(Some(DmStatus { open_count, targets }))
     }
 
     fn read_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>> {

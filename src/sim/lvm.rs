@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::cow;
 use super::pool::SimPool;
+use super::pool_parts;
 use super::print;
 use super::world::{Content, Holds, SimVg, World};
 use crate::host::runner::{Completed, Exit};
@@ -179,6 +180,7 @@ fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         writable: parsed.get("--permission") != Some("r"),
         areas: vec![],
         legs: vec![],
+        parts: vec![],
     };
     let mut content = Content::default();
     let mut activate = true;
@@ -267,11 +269,16 @@ fn thick(vg: &mut SimVg, parsed: &Parsed<'_>, lv: &mut Lv) -> Outcome {
     };
     let metadata =
         extent.extents_ceil(Bytes::new(parsed.number("--poolmetadatasize").unwrap_or_default()));
-    let Some(more) = vg.allocate(metadata.get().saturating_mul(2), 1, &[]) else {
+    let before = vg.state.pvs.clone();
+    let kept = vg.allocate(metadata.get(), 1, &[]);
+    let spare = vg.allocate(metadata.get(), 1, &[]);
+    let (Some(kept), Some(spare)) = (kept, spare) else {
+        vg.state.pvs = before;
         vg.release(&areas);
         return refuse("insufficient free space for metadata");
     };
-    vg.hidden.insert(name.clone(), [areas, more].concat());
+    lv.parts = pool_parts::plain(lv, areas, (extent.size_of(metadata), kept));
+    vg.hidden.insert(name.clone(), spare);
     let pool = SimPool { metadata, metadata_used: Bytes::kib(40), ..SimPool::default() };
     vg.pools.insert(name, pool);
     Ok(())
@@ -305,7 +312,7 @@ fn ranges(vg: &SimVg, parsed: &Parsed<'_>) -> Option<Vec<Area>> {
 }
 
 /// Extents for the legs of RAID, each leg on one PV, with so many of LVM's own.
-fn take_legs(
+pub(super) fn take_legs(
     vg: &mut SimVg,
     layout: &ThickLayout,
     count: u64,
@@ -336,7 +343,8 @@ fn lvextend(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     };
     if let Some(size) = parsed.number("--poolmetadatasize") {
         let size = vg.state.extent_size.extents_ceil(Bytes::new(size));
-        vg.extend_metadata(&lv.name, size).or_else(refuse)?;
+        let Some(allowed) = ranges(vg, parsed) else { return Err((3, "bad range".to_owned())) };
+        vg.extend_metadata(&lv.name, size, &allowed)?;
         commit(world, vg_name);
         return Ok(());
     }
@@ -358,7 +366,9 @@ fn lvextend(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     };
     let mut areas = lv.areas.clone();
     let Some(allowed) = ranges(vg, parsed) else { return Err((3, "bad range".to_owned())) };
-    if let LvLayout::Raid(layout) = &lv.layout {
+    if let LvLayout::ThinPool { .. } = lv.layout {
+        vg.grow_part(&lv.name, 0, more, &allowed)?;
+    } else if let LvLayout::Raid(layout) = &lv.layout {
         let Some(new) = take_legs(vg, layout, more, 0, &allowed) else {
             return refuse("Insufficient suitable allocatable extents");
         };
@@ -371,10 +381,7 @@ fn lvextend(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         let Some(new) = vg.allocate(more, stripes, &allowed) else {
             return refuse("Insufficient free space");
         };
-        match vg.hidden.get_mut(&lv.name) {
-            Some(hidden) => hidden.extend(new),
-            None => areas.extend(new),
-        }
+        areas.extend(new);
         areas.sort();
     }
     if let Some(lv) = vg.state.lvs.get_mut(&lv.name) {
@@ -440,6 +447,7 @@ fn remove(world: &mut World, vg_name: &str, lv: &Lv) -> Outcome {
     cow::forget(world, &lv.uuid);
     if let Some(vg) = world.vg_mut(vg_name) {
         vg.release(&lv.areas);
+        vg.release_parts(lv);
         vg.state.lvs.remove(&lv.name);
         vg.pools.remove(&lv.name);
         if let Some(hidden) = vg.hidden.remove(&lv.name) {
@@ -475,6 +483,17 @@ fn lvrename(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
 fn lvconvert(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     let (vg_name, lv) = parsed.target();
     let Some(lv) = lv.and_then(|lv| LvName::parse(lv).ok()) else { return refuse("no name") };
+    if parsed.get("--type") == Some("thin-pool") {
+        let metadata = parsed.get("--poolmetadata").and_then(|name| name.split_once('/'));
+        let Some(metadata) = metadata.and_then(|(_, name)| LvName::parse(name).ok()) else {
+            return Err((3, "no metadata".to_owned()));
+        };
+        let chunk_size = Bytes::new(parsed.number("--chunksize").unwrap_or_default());
+        let zero = parsed.get("--zero") == Some("y");
+        pool_parts::convert(world, vg_name, &lv, &metadata, (zero, chunk_size))?;
+        commit(world, vg_name);
+        return Ok(());
+    }
     if parsed.get("--splitsnapshot").is_none() {
         return Err((3, "no such conversion".to_owned()));
     }
@@ -490,7 +509,24 @@ fn lvchange(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         if world.vg(vg_name).is_none_or(|vg| !vg.lvs.contains_key(&lv)) {
             return refuse("Failed to find logical volume");
         }
+        let partial = parsed.get("--activationmode") == Some("partial");
+        let lacks = world.vg_mut(vg_name).is_some_and(|vg| {
+            let lv = vg.state.lvs.get(&lv);
+            lv.is_some_and(|lv| pool_parts::refuses_to_activate(vg, lv))
+        });
+        if lacks && !partial {
+            return refuse(format!("Refusing activation of partial LV {vg_name}/{lv}."));
+        }
         cow::activate_all(world, vg_name, &lv);
+        return Ok(());
+    }
+    if let Some(lv) = lv.and_then(|lv| LvName::parse(lv).ok()) {
+        let Some(lv) = world.vg_mut(vg_name).and_then(|vg| vg.state.lvs.get_mut(&lv)) else {
+            return refuse("Failed to find logical volume");
+        };
+        let tags = [lv.tags.print(), parsed.all("--addtag")].concat();
+        lv.tags = Tags::parse(tags.iter().map(String::as_str));
+        commit(world, vg_name);
         return Ok(());
     }
     let Some(lv) = selected(world, parsed) else { return Ok(()) };

@@ -17,6 +17,7 @@ mod fault;
 mod host;
 mod lvm;
 mod pool;
+mod pool_parts;
 mod print;
 mod programs;
 mod raid;

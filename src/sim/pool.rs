@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use super::lvm::{Outcome, refuse};
 use super::world::{SimVg, World};
-use crate::lvm::state::LvLayout;
+use crate::lvm::state::{Area, LvLayout};
 use crate::names::LvName;
 use crate::units::{Bytes, Extents};
 
@@ -73,23 +74,24 @@ impl World {
 }
 
 impl SimVg {
-    /// Makes a pool's metadata as large as that, and its spare with it.
+    /// Makes a pool's metadata as large as that, and its spare with it where there is room for that.
     pub(super) fn extend_metadata(
         &mut self,
         pool: &LvName,
         wanted: Extents,
-    ) -> Result<(), &'static str> {
+        allowed: &[Area],
+    ) -> Outcome {
         let Some(have) = self.pools.get(pool).map(|pool| pool.metadata) else {
-            return Err("not a pool");
+            return refuse("not a pool");
         };
         let more = wanted.saturating_sub(have);
         if more == Extents::ZERO {
-            return Err("New metadata size matches existing size.");
+            return refuse("New metadata size matches existing size.");
         }
-        let Some(areas) = self.allocate(more.get().saturating_mul(2), 1, &[]) else {
-            return Err("Insufficient free space");
-        };
-        self.hidden.entry(pool.clone()).or_default().extend(areas);
+        self.grow_part(pool, 1, more.get(), allowed)?;
+        if let Some(areas) = self.allocate(more.get(), 1, allowed) {
+            self.hidden.entry(pool.clone()).or_default().extend(areas);
+        }
         if let Some(pool) = self.pools.get_mut(pool) {
             pool.metadata = wanted;
         }

@@ -297,6 +297,12 @@ impl World {
         }
     }
 
+    /// The host starts anew: nothing is active or mounted.
+    pub fn reboot(&mut self) {
+        self.active.clear();
+        self.mounts.clear();
+    }
+
     /// Nobody has it open any more.
     pub fn vacate(&mut self) {
         self.mounts.retain(|mount| mount.target != Path::new("/occupied"));
@@ -408,6 +414,10 @@ impl World {
             for lv in state.lvs.values() {
                 let layout = match &lv.layout {
                     LvLayout::Thin { pool, origin, .. } => format!("thin in {pool} of {origin:?}"),
+                    LvLayout::ThinPool { .. } => {
+                        let parts: Vec<_> = lv.parts.iter().map(|it| &it.layout).collect();
+                        format!("{:?} of {parts:?}", lv.layout)
+                    }
                     other => format!("{other:?}"),
                 };
                 let name = dm_name(&state.name, &lv.name).unwrap_or_default();

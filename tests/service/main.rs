@@ -27,6 +27,7 @@ mod copies;
 mod encryption;
 mod faults;
 mod link;
+mod pool_parts;
 mod pools;
 mod setup;
 mod support;

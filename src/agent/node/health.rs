@@ -52,7 +52,7 @@ impl<H: Host> Agent<H> {
                 found.extend(self.pool_troubles(backend, &state));
             }
         }
-        if let Some(device) = self.device(&state, &lv).await? {
+        if let Some(device) = self.user_device(&state, &lv).await? {
             let mounts = self.mounts().await?;
             let mut at = paths.iter().filter_map(|path| mounts.at(path));
             if let Some(mount) = at.find(|mount| has_stopped(mount, &device)) {

@@ -27,6 +27,7 @@ mod missing;
 mod power;
 mod processes;
 mod raid;
+mod raid_pool;
 mod support;
 mod wiping;
 mod zeros;
