@@ -119,7 +119,7 @@ pub(crate) fn of_thick_volumes(cluster: &Cluster) -> Result<()> {
     }
     test.run(&pod("reader", &copies))?;
     test.sh("reader", &check(&copies))?;
-    let clone = Claim::new("data-clone", &class, "64Mi").of_claim("data-restored");
+    let clone = Claim::new("data-clone", &class, "128Mi").of_claim("data-restored");
     test.claim(&clone)?;
     test.run(&pod("clones", &[&clone]))?;
     test.sh("clones", &check(&[&clone]))?;
