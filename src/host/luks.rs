@@ -233,7 +233,7 @@ pub fn test(device: &Path, key: &Secret, slot: Option<u32>) -> Invocation {
     Invocation { program: Program::Cryptsetup, args, effect, input: Some(key.clone()) }
 }
 
-/// The slot that [`test`] found; `None` when the key opens none.
+/// The slot that [`test()`] found; `None` when the key opens none.
 ///
 /// # Errors
 /// When nothing can be concluded, with what it said.
