@@ -187,7 +187,7 @@ fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
 #[test]
 fn a_copy_goes_on_where_it_was_cut() -> Result<()> {
     let more =
-        "reserve: 0%\ncopyRate: 12Mi\nthinPool: { name: pool0, size: 10%, overprovision: 20 }";
+        "reserve: 0%\ncopyRate: 8Mi\nthinPool: { name: pool0, size: 10%, overprovision: 20 }";
     let backends = backend(BACKEND, VG, 1, more);
     started("copy-cut", &[3 * GIB], &backends, |machine| {
         let csi = machine.driver.csi()?;
@@ -197,7 +197,7 @@ fn a_copy_goes_on_where_it_was_cut() -> Result<()> {
         let begun = Vol::from(&csi, THICK, "pvc-2", 540 * MIB, Source::Volume(&v.id));
         ensure!(code(begun)? == Code::Unavailable);
         // The image is what counts, not what comes after it.
-        fill(machine, &v.file("data"), 300)?;
+        fill(machine, &v.file("data"), 20)?;
         ensure!(csi.volumes()?.len() == 1, "it is listed though it is not complete");
         let noted = machine.sh("lvs --noheadings -o lv_tags vg0/pvc-2")?;
         ensure!(noted.contains("cb.copied="), "nothing is noted: {noted}");
