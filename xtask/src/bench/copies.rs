@@ -113,7 +113,7 @@ fn sparse(bench: &mut Bench, round: usize) -> Result<Value> {
 
 /// Bytes read from and written to the VM's data disks since it booted.
 fn disks(bench: &Bench) -> Result<[u64; 2]> {
-    let script = "for n in 1 2; do cat /sys/class/block/$(basename $(readlink -f /dev/disk/by-id/lab-disk$n))/stat; done | awk '{ r += $3; w += $7 } END { print r * 512, w * 512 }'";
+    let script = "for n in 1 2; do cat /sys/class/block/$(basename $(readlink -f /dev/disk/by-id/lab-disk$n))/stat; done | awk '{ r += $3; w += $7 } END { printf \"%.0f %.0f\", r * 512, w * 512 }'";
     let text = bench.machine.sh(script)?;
     let mut words = text.split_whitespace().map(str::parse::<u64>);
     let mut next = || anyhow::Ok(words.next().context("no statistics of the disks")??);
