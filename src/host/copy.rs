@@ -83,9 +83,10 @@ fn block(bytes: &[u8], at: usize) -> &[u8] {
     bytes.get(at..at.saturating_add(BLOCK).min(bytes.len())).unwrap_or_default()
 }
 
+/// Compared as a whole: that is far quicker than a loop where the compiler saves space.
 fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<8>();
-    rest.iter().all(|byte| *byte == 0) && words.iter().all(|word| u64::from_ne_bytes(*word) == 0)
+    static ZEROES: [u8; BLOCK] = [0; BLOCK];
+    bytes.chunks(BLOCK).all(|chunk| ZEROES.get(..chunk.len()) == Some(chunk))
 }
 
 /// Copies a range of `from` to the same place of `to`, and reads it back. Returns when it is on
