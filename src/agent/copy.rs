@@ -18,7 +18,7 @@ use super::carry_out::own_lv;
 use super::store::Vg;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
-use crate::host::copy::Copied;
+use crate::host::copy::{Copied, Copier};
 use crate::host::dm::DmDevice;
 use crate::lvm::command::Change;
 use crate::lvm::state::{Lv, VgState};
@@ -290,6 +290,7 @@ impl<H: Host> Agent<H> {
         let total = if tail { target.size.get() } else { payload };
         copy.total.store(total, Ordering::Relaxed);
         let mut at = copied_so_far(lv).min(total);
+        let mut devices = Copier::new(source.node.clone(), target.node.clone());
         let (mut remembered, mut told) = (Instant::now(), Instant::now());
         while at < total {
             if copy.stop.is_cancelled() {
@@ -300,7 +301,7 @@ impl<H: Host> Agent<H> {
             let end = if at < payload { payload } else { total };
             let len = limit.min(end.saturating_sub(at));
             let started = Instant::now();
-            self.copy_piece(source, target, (at, len, at >= payload)).await?;
+            devices = self.copy_piece(devices, (at, len, at >= payload)).await?;
             at = at.saturating_add(len);
             copy.done.store(at, Ordering::Relaxed);
             if remembered.elapsed() >= REMEMBER_EVERY && at < total {
@@ -322,25 +323,29 @@ impl<H: Host> Agent<H> {
     /// Copies a range, or zeroes it where the source has nothing any more.
     async fn copy_piece(
         &self,
-        source: &DmDevice,
-        target: &DmDevice,
+        devices: Copier,
         (at, len, zero): (u64, u64, bool),
-    ) -> Result<()> {
-        let (from, to) = (source.node.clone(), target.node.clone());
-        let copied = blocking(&self.0.store.host, move |host| {
+    ) -> Result<Copier> {
+        let sentence = format!(
+            "cannot copy {} to {} at byte {at}",
+            devices.from.display(),
+            devices.to.display()
+        );
+        let (devices, copied) = blocking(&self.0.store.host, move |host| {
+            let mut devices = devices;
             if zero {
-                host.clear_device(&to, Wipe::Zero, at, len)?;
-                return Ok(Copied { zeroed: len, ..Copied::default() });
+                // It wants the device for itself.
+                devices = Copier::new(devices.from, devices.to);
+                let zeroed = host.clear_device(&devices.to, Wipe::Zero, at, len);
+                return (devices, zeroed.map(|()| Copied { zeroed: len, ..Copied::default() }));
             }
-            host.copy_device(&from, &to, at, len)
+            let copied = host.copy_device(&mut devices, at, len);
+            (devices, copied)
         })
-        .await?
-        .map_err(|e: std::io::Error| {
-            let sentence = format!("cannot copy {} to {} at byte {at}", source.name, target.name);
-            Error::host(sentence).because(e)
-        })?;
+        .await?;
+        let copied = copied.map_err(|e| Error::host(sentence).because(e))?;
         self.0.copies.count(copied);
-        Ok(())
+        Ok(devices)
     }
 
     /// Writes into the VG's metadata how much is copied. What was copied is on the medium.

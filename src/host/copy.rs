@@ -1,25 +1,30 @@
 //! Copying a range of one device to another: past every cache, in little memory, only what is not
 //! zero, and read back. What the devices are, and what is to be copied when, is decided elsewhere.
 //!
-//! Three at once: one reads the next piece, one writes, one reads back what was written.
+//! Three at once: one reads the next piece, one writes, one reads back what was written. The devices
+//! stay open and the memory stays ours for a whole copy: both are dear to give back and take again.
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use rustix::fs::{FallocateFlags, OFlags};
 
-/// One read, and at most one write: large enough for a disk to be busy, small enough that a few of
-/// them are nothing.
+/// One read, and at most one write: large enough for a disk to be busy, small enough that all of them
+/// stay in a processor's cache.
 const PIECE: usize = 1 << 20;
-/// Pieces in memory at once, beside the one that is read back.
-const PIECES: usize = 4;
+/// Pieces on their way at once: one for each of the three.
+const PIECES: usize = 3;
 /// What is looked at for being zero: the unit of most thin pools.
 const BLOCK: usize = 64 << 10;
 /// What `O_DIRECT` wants of offsets, lengths and memory; no device has larger logical blocks.
 const ALIGNMENT: usize = 4096;
+
+/// How many runs of zeroes are zeroed on the target without a look, after one was not zero there.
+const DIRTY_RUNS: u32 = 16;
 
 /// What a copy did, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,12 +37,21 @@ pub struct Copied {
     pub zeroed: u64,
 }
 
+impl std::fmt::Debug for Piece {
+    /// Not what it holds.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes at {}", self.len, self.offset)
+    }
+}
+
 /// Memory at an aligned address: no safe type promises alignment.
 struct Piece {
     memory: Vec<u8>,
     skip: usize,
     offset: u64,
     len: usize,
+    /// What was changed on the target, as ranges of the piece.
+    changed: Vec<Range<usize>>,
 }
 
 impl Piece {
@@ -45,7 +59,7 @@ impl Piece {
         let memory = vec![0_u8; PIECE.saturating_add(ALIGNMENT)];
         // A vector stays where it is as long as it does not grow.
         let skip = memory.as_ptr().align_offset(ALIGNMENT);
-        Self { memory, skip, offset: 0, len: 0 }
+        Self { memory, skip, offset: 0, len: 0, changed: Vec::new() }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -58,11 +72,17 @@ impl Piece {
 
     fn read(&mut self, from: &File, offset: u64, len: usize) -> io::Result<()> {
         (self.offset, self.len) = (offset, len.min(PIECE));
+        self.changed.clear();
         from.read_exact_at(self.bytes_mut(), offset)
     }
 
-    /// The runs of blocks that are all zero, or all not: where each begins, and its bytes.
-    fn runs(&self) -> Vec<(u64, &[u8], bool)> {
+    /// Where on the devices this place of it is.
+    fn at(&self, start: usize) -> u64 {
+        self.offset.saturating_add(u64::try_from(start).unwrap_or_default())
+    }
+
+    /// The runs of blocks that are all zero, or all not.
+    fn runs(&self) -> Vec<(Range<usize>, bool)> {
         let (bytes, mut runs) = (self.bytes(), Vec::new());
         let mut start = 0_usize;
         while start < bytes.len() {
@@ -71,8 +91,7 @@ impl Piece {
             while end < bytes.len() && is_zero(block(bytes, end)) == zero {
                 end = end.saturating_add(BLOCK).min(bytes.len());
             }
-            let at = self.offset.saturating_add(u64::try_from(start).unwrap_or_default());
-            runs.push((at, bytes.get(start..end).unwrap_or_default(), zero));
+            runs.push((start..end, zero));
             start = end;
         }
         runs
@@ -89,43 +108,91 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(BLOCK).all(|chunk| ZEROES.get(..chunk.len()) == Some(chunk))
 }
 
-/// Copies a range of `from` to the same place of `to`, and reads it back. Returns when it is on
-/// the medium. `offset` and `len` are multiples of 4096.
-///
-/// # Errors
-/// What the kernel says, [`io::ErrorKind::ResourceBusy`] when somebody else has the target, or that
-/// other bytes were read back than were written. Some of the range may be copied then.
-pub fn copy(from: &Path, to: &Path, offset: u64, len: u64) -> io::Result<Copied> {
-    let source = open(from, false)?;
-    let target = open(to, true)?;
-    copy_files(&source, &target, offset, len)
+/// Two devices, of which one is copied to the other.
+#[derive(Debug)]
+pub struct Copier {
+    /// What is copied.
+    pub from: PathBuf,
+    /// Where to.
+    pub to: PathBuf,
+    open: Option<Open>,
 }
 
-fn copy_files(source: &File, target: &File, offset: u64, len: u64) -> io::Result<Copied> {
-    let (full, to_write) = sync_channel::<Piece>(PIECES);
-    let (written, to_check) = sync_channel::<Piece>(PIECES);
-    let (empty, to_fill) = sync_channel::<Piece>(PIECES);
-    for _ in 0..PIECES {
-        drop(empty.send(Piece::new()));
+impl Copier {
+    /// Opens nothing yet.
+    #[must_use]
+    pub const fn new(from: PathBuf, to: PathBuf) -> Self {
+        Self { from, to, open: None }
     }
-    // Whoever fails drops his ends, and the others stop for want of pieces.
-    std::thread::scope(|scope| {
-        let reader = scope.spawn(move || read(source, (offset, len), &to_fill, &full));
-        let verifier = scope.spawn(move || check(target, &to_check, &empty));
-        let wrote = write(target, &to_write, &written);
-        drop((to_write, written));
-        let checked = join(verifier.join());
-        let read = join(reader.join());
-        let (read, mut copied) = (read?, wrote?);
-        checked?;
-        copied.read = read;
-        target.sync_data()?;
-        if read == len { Ok(copied) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
-    })
+
+    /// Copies a range to the same place of the target, and reads back what it changed. Returns when
+    /// it is on the medium. `offset` and `len` are multiples of 4096.
+    ///
+    /// # Errors
+    /// What the kernel says, [`io::ErrorKind::ResourceBusy`] when somebody else has the target, or
+    /// that other bytes were read back than were written. Some of the range may be copied then.
+    pub fn copy(&mut self, offset: u64, len: u64) -> io::Result<Copied> {
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => Open::new(open(&self.from, false)?, open(&self.to, true)?),
+        };
+        let copied = open.copy(offset, len)?;
+        // After a failure it begins anew.
+        self.open = Some(open);
+        Ok(copied)
+    }
 }
 
-fn join<T>(joined: std::thread::Result<io::Result<T>>) -> io::Result<T> {
-    joined.unwrap_or_else(|_| Err(io::Error::other("a thread of the copy died")))
+#[derive(Debug)]
+struct Open {
+    source: File,
+    target: File,
+    pieces: Vec<Piece>,
+    /// What the target has, for whoever looks: the one that writes, and the one that reads back.
+    looks: [Piece; 2],
+    dirty: u32,
+}
+
+impl Open {
+    fn new(source: File, target: File) -> Self {
+        let pieces = (0..PIECES).map(|_| Piece::new()).collect();
+        Self { source, target, pieces, looks: [Piece::new(), Piece::new()], dirty: 0 }
+    }
+
+    fn copy(&mut self, offset: u64, len: u64) -> io::Result<Copied> {
+        let Self { source, target, pieces, looks: [look, back], dirty } = self;
+        let (source, target) = (&*source, &*target);
+        let (full, to_write) = sync_channel::<Piece>(PIECES);
+        let (written, to_check) = sync_channel::<Piece>(PIECES);
+        let (empty, to_fill) = sync_channel::<Piece>(PIECES);
+        for piece in pieces.drain(..) {
+            drop(empty.send(piece));
+        }
+        // Whoever fails drops his ends, and the others stop for want of pieces.
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(move || {
+                let read = read(source, (offset, len), &to_fill, &full);
+                drop(full);
+                (read, to_fill)
+            });
+            let verifier = scope.spawn(move || check(target, back, &to_check, &empty));
+            let wrote = write(target, (look, dirty), &to_write, &written);
+            drop((to_write, written));
+            let checked = join(verifier.join())?;
+            let (read, to_fill) = join(reader.join())?;
+            // All are there again, as the other two have ended.
+            pieces.extend(to_fill.try_iter());
+            let (read, mut copied) = (read?, wrote?);
+            checked?;
+            copied.read = read;
+            target.sync_data()?;
+            if read == len { Ok(copied) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        })
+    }
+}
+
+fn join<T>(joined: std::thread::Result<T>) -> io::Result<T> {
+    joined.map_err(|_| io::Error::other("a thread of the copy died"))
 }
 
 fn read(
@@ -147,24 +214,27 @@ fn read(
     Ok(done)
 }
 
-fn write(target: &File, full: &Receiver<Piece>, written: &SyncSender<Piece>) -> io::Result<Copied> {
+fn write(
+    target: &File,
+    (look, dirty): (&mut Piece, &mut u32),
+    full: &Receiver<Piece>,
+    written: &SyncSender<Piece>,
+) -> io::Result<Copied> {
     let mut copied = Copied::default();
-    let mut there = Piece::new();
-    while let Ok(piece) = full.recv() {
-        for (at, bytes, zero) in piece.runs() {
-            let len = u64::try_from(bytes.len()).unwrap_or_default();
+    while let Ok(mut piece) = full.recv() {
+        for (run, zero) in piece.runs() {
+            let (at, len) = (piece.at(run.start), u64::try_from(run.len()).unwrap_or_default());
             if !zero {
-                target.write_all_at(bytes, at)?;
+                target.write_all_at(piece.bytes().get(run.clone()).unwrap_or_default(), at)?;
                 copied.written = copied.written.saturating_add(len);
-                continue;
-            }
-            // Reading costs nothing where a thin pool has no block, and less than writing elsewhere.
-            there.read(target, at, bytes.len())?;
-            if !is_zero(there.bytes()) {
+            } else if is_dirty(target, (look, dirty), at, run.len())? {
                 let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
                 rustix::fs::fallocate(target, flags, at, len)?;
                 copied.zeroed = copied.zeroed.saturating_add(len);
+            } else {
+                continue;
             }
+            piece.changed.push(run);
         }
         if written.send(piece).is_err() {
             break;
@@ -173,15 +243,37 @@ fn write(target: &File, full: &Receiver<Piece>, written: &SyncSender<Piece>) -> 
     Ok(copied)
 }
 
-fn check(target: &File, written: &Receiver<Piece>, empty: &SyncSender<Piece>) -> io::Result<()> {
-    let mut there = Piece::new();
+/// Whether a run that is to be zero has to be zeroed. Reading costs nothing where a thin pool has no
+/// block, and less than writing elsewhere; but what was used before is rarely zero.
+fn is_dirty(
+    target: &File,
+    (look, dirty): (&mut Piece, &mut u32),
+    at: u64,
+    len: usize,
+) -> io::Result<bool> {
+    if *dirty == 0 {
+        look.read(target, at, len)?;
+        *dirty = if is_zero(look.bytes()) { 0 } else { DIRTY_RUNS };
+        return Ok(*dirty > 0);
+    }
+    *dirty = dirty.saturating_sub(1);
+    Ok(true)
+}
+
+fn check(
+    target: &File,
+    back: &mut Piece,
+    written: &Receiver<Piece>,
+    empty: &SyncSender<Piece>,
+) -> io::Result<()> {
     while let Ok(piece) = written.recv() {
-        there.read(target, piece.offset, piece.len)?;
-        if there.bytes() != piece.bytes() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("other bytes are read back than were written at byte {}", piece.offset),
-            ));
+        for run in piece.changed.iter().cloned() {
+            let at = piece.at(run.start);
+            back.read(target, at, run.len())?;
+            if Some(back.bytes()) != piece.bytes().get(run) {
+                let sentence = "other bytes are read back than were written in the MiB at byte";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{sentence} {at}")));
+            }
         }
         // The reader may have read all that there is.
         drop(empty.send(piece));
@@ -226,7 +318,9 @@ mod tests {
             (0..len).map(|i| u8::try_from(i / ALIGNMENT % 251).unwrap_or_default()).collect();
         let target = file(&vec![b'x'; len]);
         let (from, count) = (PIECE + ALIGNMENT, 3 * PIECE + ALIGNMENT);
-        let copied = copy_files(&file(&source), &target, bytes(from), bytes(count)).unwrap();
+        let copied = Open::new(file(&source), target.try_clone().unwrap())
+            .copy(bytes(from), bytes(count))
+            .unwrap();
         assert_eq!(copied.read, bytes(count));
         let got = all(&target, len);
         assert_eq!(got[from..from + count], source[from..from + count]);
@@ -240,16 +334,32 @@ mod tests {
         source[PIECE..PIECE + 10].fill(7);
         let target = file(&vec![0; 4 * PIECE]);
         target.write_all_at(b"old", bytes(3 * PIECE + 5)).unwrap();
-        let copied = copy_files(&file(&source), &target, 0, bytes(4 * PIECE)).unwrap();
+        let copied = Open::new(file(&source), target.try_clone().unwrap())
+            .copy(0, bytes(4 * PIECE))
+            .unwrap();
         assert_eq!(copied.written, bytes(BLOCK));
         assert_eq!((copied.read, copied.zeroed), (bytes(4 * PIECE), bytes(PIECE)));
         assert_eq!(all(&target, 4 * PIECE), source);
     }
 
     #[test]
+    fn used_devices_are_zeroed_with_few_looks_in_one_copy_after_the_other() {
+        let bytes = |n: usize| u64::try_from(n).unwrap();
+        let target = file(&vec![b'x'; 4 * PIECE]);
+        let mut open = Open::new(file(&vec![0; 4 * PIECE]), target.try_clone().unwrap());
+        for half in 0..2 {
+            let copied = open.copy(bytes(half * 2 * PIECE), bytes(2 * PIECE)).unwrap();
+            assert_eq!((copied.written, copied.zeroed), (0, bytes(2 * PIECE)));
+            assert_eq!(open.pieces.len(), PIECES);
+        }
+        assert_eq!(open.dirty, DIRTY_RUNS - 3);
+        assert_eq!(all(&target, 4 * PIECE), vec![0; 4 * PIECE]);
+    }
+
+    #[test]
     fn a_source_that_ends_early_is_an_error() {
         let (source, target) = (file(&vec![1; PIECE]), file(&vec![0; 4 * PIECE]));
-        copy_files(&source, &target, 0, 4 << 20).unwrap_err();
+        Open::new(source, target).copy(0, 4 << 20).unwrap_err();
     }
 
     #[test]
@@ -257,7 +367,7 @@ mod tests {
         let source = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
         let target = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
         std::fs::write(target.path(), "mine").unwrap();
-        copy(source.path(), target.path(), 0, 4096).unwrap_err();
+        Copier::new(source.path().into(), target.path().into()).copy(0, 4096).unwrap_err();
         assert_eq!(std::fs::read(target.path()).unwrap(), b"mine");
     }
 }

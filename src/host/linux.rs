@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt}
 use std::path::Path;
 
 use super::block::{self, Disk};
-use super::copy::{self, Copied};
+use super::copy::{Copied, Copier};
 use super::dm::{self, DmDevice};
 use super::dm_status::{self, DmStatus};
 use super::invocation::Invocation;
@@ -65,8 +65,8 @@ impl Host for Linux {
         wipe::clear(device, how, offset, len)
     }
 
-    fn copy_device(&self, from: &Path, to: &Path, offset: u64, len: u64) -> io::Result<Copied> {
-        copy::copy(from, to, offset, len)
+    fn copy_device(&self, devices: &mut Copier, offset: u64, len: u64) -> io::Result<Copied> {
+        devices.copy(offset, len)
     }
 
     fn disk(&self, path: &Path) -> io::Result<Disk> {

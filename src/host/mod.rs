@@ -26,7 +26,7 @@ use std::path::Path;
 use crate::lvm::tag::Wipe;
 use crate::units::Bytes;
 use block::Disk;
-use copy::Copied;
+use copy::{Copied, Copier};
 use dm::DmDevice;
 use dm_status::DmStatus;
 use invocation::Invocation;
@@ -113,12 +113,12 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// takes no discard.
     fn clear_device(&self, device: &Path, how: Wipe, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Copies a range of one device to the same place of another, which nobody else has, and reads it
-    /// back. `offset` and `len` are multiples of 4096.
+    /// Copies a range of one device to the same place of another, which nobody else has, and reads back
+    /// what it changed. `offset` and `len` are multiples of 4096.
     ///
     /// # Errors
     /// When that is not so for the whole range.
-    fn copy_device(&self, from: &Path, to: &Path, offset: u64, len: u64) -> io::Result<Copied>;
+    fn copy_device(&self, devices: &mut Copier, offset: u64, len: u64) -> io::Result<Copied>;
 
     /// Looks at a disk.
     ///

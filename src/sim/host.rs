@@ -8,7 +8,7 @@ use super::fault::{Fault, Mode};
 use super::world::{Holds, MAJOR, World};
 use super::{lvm, print, programs};
 use crate::host::block::Disk;
-use crate::host::copy::Copied;
+use crate::host::copy::{Copied, Copier};
 use crate::host::dm::DmDevice;
 use crate::host::dm_status::DmStatus;
 use crate::host::invocation::{Invocation, Program};
@@ -257,7 +257,8 @@ impl Host for SimHost {
         })
     }
 
-    fn copy_device(&self, from: &Path, to: &Path, offset: u64, len: u64) -> io::Result<Copied> {
+    fn copy_device(&self, devices: &mut Copier, offset: u64, len: u64) -> io::Result<Copied> {
+        let (from, to) = (&devices.from, &devices.to);
         let what = format!("copy {} to {} {offset} {len}", from.display(), to.display());
         self.effect(what, |world| world.copy(from, to, (offset, len)))
     }
