@@ -24,8 +24,8 @@ pub(crate) fn a_pool_grows_under_a_pod(cluster: &Cluster) -> Result<()> {
     let size = || -> Result<u64> {
         let pool = format!("{RAID_VG}/{SMALL_POOL}");
         let words = ["lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "lv_size", &pool];
-        let text = node.exec(words).text()?;
-        text.trim().parse().with_context(|| format!("{pool} has {text}"))
+        let shown = node.exec(words).text()?;
+        shown.trim().parse().with_context(|| format!("{pool} has {shown}"))
     };
     ensure!(size()? == POOL, "the pool has {} before it is written to", size()?);
     // Beyond its threshold, and then more than it has had.

@@ -156,7 +156,7 @@ fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
         // No room left for it to grow.
         let taken = snapshot(&csi, "snapshot-2", &v, "10%")?;
         let rest = csi.capacity(&THICK_BLOCK)?;
-        let filler = Vol::create(&csi, THICK_BLOCK, "pvc-filler", rest)?;
+        let rest_of_it = Vol::create(&csi, THICK_BLOCK, "pvc-filler", rest)?;
         fill(machine, &v.file(""), 256)?;
         let lost = "cinderblock_thick_snapshot_used_ratio";
         machine.driver.wait_until(PATIENCE, "told that it is lost", || {
@@ -164,8 +164,7 @@ fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
         })?;
         ensure!(!csi.snapshots()?[0].ready_to_use, "it is said to be ready");
         ensure!(machine.driver.log_text().contains("ran full and is lost"), "nobody says so");
-        let filled = filler.delete();
-        filled?;
+        rest_of_it.delete()?;
         for round in ["before a reboot", "after it"] {
             let csi = machine.driver.csi()?;
             let refused =

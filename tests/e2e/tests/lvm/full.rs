@@ -14,12 +14,12 @@ const SOON: Duration = Duration::from_mins(1);
 const SEEN: Duration = Duration::from_secs(10);
 
 /// Writes files of 8 MiB, each synced and then noted with its checksum, until one fails.
-const WRITER: &str = r#"
+const WRITER: &str = r"
     for i in $(seq 1 90); do
         dd if=/dev/urandom of=$1/f$i bs=1M count=8 conv=fsync || exit 1
         (cd $1; sha256sum f$i) >>/run/synced
         sleep 0.4
-    done"#;
+    done";
 
 #[test]
 fn a_full_pool_gives_errors_and_keeps_what_was_synced() -> Result<()> {

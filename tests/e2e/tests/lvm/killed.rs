@@ -35,7 +35,7 @@ fn insist<T>(what: &str, mut call: impl FnMut() -> Result<T, Status>) -> Result<
 /// A volume's life. Every answer that it gets is checked.
 fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Result<()> {
     // Thick copies begin again after each of these cuts: they have to be small. RAID has none.
-    let (copied, thick) =
+    let (with_copies, thick) =
         (!class.more.contains(&("layout", "raid1")), class.provisioning == "thick");
     let [born, later, larger] = if thick { [64, 96, 128] } else { [320, 384, 448] };
     let create = |name: &str| insist("create", || Vol::create(csi, class, name, born * MIB));
@@ -54,7 +54,7 @@ fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Result<()> {
     insist("expand on the node", || csi.expand_on_node(&v.id, &v.pod))?;
     let mut copies = Vec::new();
     let mut snapshot = None;
-    if copied {
+    if with_copies {
         let of = format!("snapshot-{name}");
         let taken = insist("snapshot", || csi.snapshot(&of, &v.id))?.snapshot_id;
         // On a device there is no other place to write to.

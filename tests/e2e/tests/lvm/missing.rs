@@ -8,7 +8,8 @@ use cinderblock_lab::driver::{Machine, Source};
 use tonic::Code;
 
 use crate::support::{
-    BACKEND, GIB, MIB, THICK, THIN, VG, Vol, code, expect_nothing_left, fill, pooled, started, sum,
+    BACKEND, GIB, MIB, THICK, THIN, VG, Vol, code, expect_nothing_left, fill, pooled,
+    power_cut_without, started, sum,
 };
 
 #[test]
@@ -32,12 +33,8 @@ fn volumes_of_a_missing_disk_are_unavailable_and_come_back_with_it() -> Result<(
         let snapshot = csi.snapshot("snapshot-1", &volumes[2].0.id)?.snapshot_id;
         let vanished = machine.node.disk_file(2);
         let kept = vanished.with_extension("kept");
-        machine.node.power_cut()?;
-        fs::rename(&vanished, &kept)?;
         // A blank one is in its place.
-        machine.node.boot()?;
-        machine.driver.forget();
-        machine.driver.start()?;
+        power_cut_without(machine, 2)?;
         nothing_is_known(machine, &volumes, &snapshot)?;
 
         machine.node.power_cut()?;

@@ -1,5 +1,6 @@
 //! RAID on real LVM: every layout holds what it promises, to the extent; a lost disk loses nothing.
 
+use std::fmt::Write as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,9 @@ use anyhow::{Context, Result, ensure};
 use cinderblock_lab::driver::{self, Access, Class, Machine};
 use tonic::Code;
 
-use crate::support::{BACKEND, MIB, Random, VG, Vol, bare, code, fill, lvs, sum};
+use crate::support::{
+    BACKEND, MIB, Random, VG, Vol, bare, code, fill, lvs, power_cut_without, sum,
+};
 
 const EXTENT: u64 = 4 * MIB;
 
@@ -56,11 +59,12 @@ fn make(machine: &Machine, shape: &Shape) -> Result<()> {
             let name = format!("{disk}-{n}");
             let on = driver::disk(disk + 1);
             for (what, extents) in [("hole", *run), ("wall", 1)] {
-                commands.push_str(&format!(
-                    "lvcreate -y -Wn -Zn -an -l {extents} -n {what}{name} {VG} {on}\n"
-                ));
+                writeln!(
+                    commands,
+                    "lvcreate -y -Wn -Zn -an -l {extents} -n {what}{name} {VG} {on}"
+                )?;
             }
-            holes.push_str(&format!(" {VG}/hole{name}"));
+            write!(holes, " {VG}/hole{name}")?;
         }
     }
     machine.sh(&format!("lvm >/dev/null 2>&1 <<'EOF'\n{commands}lvremove -y{holes}\nEOF\n"))?;
@@ -164,13 +168,7 @@ fn raid_volumes_grow_online_and_lose_nothing_with_a_disk() -> Result<()> {
 
 /// The last disk is gone at the next boot. Every volume is there, and can be used.
 fn a_disk_is_lost(machine: &Machine, volumes: &mut [(Vol, String)]) -> Result<()> {
-    let vanished = machine.node.disk_file(1);
-    let kept = vanished.with_extension("kept");
-    machine.node.power_cut()?;
-    std::fs::rename(&vanished, &kept)?;
-    machine.node.boot()?;
-    machine.driver.forget();
-    machine.driver.start()?;
+    power_cut_without(machine, 1)?;
     let csi = machine.driver.csi()?;
     for (v, written) in volumes.iter_mut() {
         v.csi = csi.clone();
@@ -183,7 +181,7 @@ fn a_disk_is_lost(machine: &Machine, volumes: &mut [(Vol, String)]) -> Result<()
     // Two of the volumes have a leg on every disk or on the first two.
     while failed_legs(machine)? < 2.0 {
         ensure!(
-            waited.elapsed() < Duration::from_secs(60),
+            waited.elapsed() < Duration::from_mins(1),
             "the metrics tell of {} lost legs: {}",
             failed_legs(machine)?,
             machine.sh("dmsetup status --target raid; lvs -a -o+devices vg0")?
@@ -211,7 +209,7 @@ fn a_disk_is_replaced(machine: &Machine, volumes: &[(Vol, String)]) -> Result<()
     )?;
     let start = Instant::now();
     while failed_legs(machine)? > 0.0 {
-        ensure!(start.elapsed() < Duration::from_secs(60), "legs are still lost");
+        ensure!(start.elapsed() < Duration::from_mins(1), "legs are still lost");
         sleep(Duration::from_secs(1));
     }
     let csi = machine.driver.csi()?;
@@ -239,20 +237,14 @@ fn a_snapshot_that_is_lost_with_a_disk_can_be_given_up() -> Result<()> {
         v.attach()?;
         let written = fill(machine, &v.file("data"), 6)?;
         let taken = csi.snapshot("snapshot-1", &v.id)?.snapshot_id;
-        machine.driver.wait_until(Duration::from_secs(60), "in step", || {
+        machine.driver.wait_until(Duration::from_mins(1), "in step", || {
             Ok(machine.driver.metric("cinderblock_raid_in_step_ratio")? == Some(1.0))
         })?;
         let on = machine.sh(&format!("lvs --noheadings -o devices {VG}/snap-1"))?;
         let lost =
             if on.contains(&machine.sh("readlink -f /dev/disk/by-id/lab-disk1")?) { 1 } else { 2 };
         v.detach()?;
-        let vanished = machine.node.disk_file(lost);
-        let kept = vanished.with_extension("kept");
-        machine.node.power_cut()?;
-        std::fs::rename(&vanished, &kept)?;
-        machine.node.boot()?;
-        machine.driver.forget();
-        machine.driver.start()?;
+        power_cut_without(machine, lost)?;
         v.csi = machine.driver.csi()?;
         let refused = v.stage().err().context("it was staged")?;
         ensure!(refused.code() == Code::FailedPrecondition, "{refused:?}");

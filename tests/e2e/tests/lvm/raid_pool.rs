@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cinderblock_lab::driver::{self, Machine};
 
-use crate::support::{BACKEND, MIB, THIN, THIN_BLOCK, VG, Vol, bare, fill, sum};
+use crate::support::{BACKEND, MIB, THIN, THIN_BLOCK, VG, Vol, bare, fill, power_cut_without, sum};
 
 const DISKS: [u64; 3] = [288 * MIB; 3];
 /// What each disk has beside the room for LVM's own metadata.
@@ -118,13 +118,7 @@ fn grows(machine: &Machine, v: &Vol) -> Result<()> {
 }
 
 fn a_disk_is_lost(machine: &Machine, volumes: &mut [(Vol, String)]) -> Result<()> {
-    let vanished = machine.node.disk_file(1);
-    let kept = vanished.with_extension("kept");
-    machine.node.power_cut()?;
-    std::fs::rename(&vanished, &kept)?;
-    machine.node.boot()?;
-    machine.driver.forget();
-    machine.driver.start()?;
+    power_cut_without(machine, 1)?;
     let csi = machine.driver.csi()?;
     for (v, written) in volumes.iter_mut() {
         v.csi = csi.clone();
@@ -138,7 +132,7 @@ fn a_disk_is_lost(machine: &Machine, volumes: &mut [(Vol, String)]) -> Result<()
     let late = fill(machine, &volumes[0].0.file("late"), 4)?;
     let start = Instant::now();
     while failed_legs(machine)? < 1.0 {
-        ensure!(start.elapsed() < Duration::from_secs(60), "the metrics tell of no lost leg");
+        ensure!(start.elapsed() < Duration::from_mins(1), "the metrics tell of no lost leg");
         sleep(Duration::from_secs(1));
     }
     a_disk_is_replaced(machine)?;
@@ -169,7 +163,7 @@ fn a_disk_is_replaced(machine: &Machine) -> Result<()> {
     )?;
     let start = Instant::now();
     while failed_legs(machine)? > 0.0 {
-        ensure!(start.elapsed() < Duration::from_secs(60), "legs are still lost");
+        ensure!(start.elapsed() < Duration::from_mins(1), "legs are still lost");
         sleep(Duration::from_secs(1));
     }
     legs_are_apart(machine)

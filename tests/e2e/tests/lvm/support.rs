@@ -81,6 +81,16 @@ pub(crate) fn power_cut(machine: &Machine) -> Result<()> {
     machine.start(BACKEND)
 }
 
+/// A power cut, a boot without this disk, and the driver again: a backend may not be ready now.
+pub(crate) fn power_cut_without(machine: &Machine, disk: usize) -> Result<()> {
+    machine.node.power_cut()?;
+    let vanished = machine.node.disk_file(disk);
+    std::fs::rename(&vanished, vanished.with_extension("kept"))?;
+    machine.node.boot()?;
+    machine.driver.forget();
+    machine.driver.start()
+}
+
 /// All LVs of the VG as LVM shows them, in order; those that LVM hides are in brackets.
 pub(crate) fn lvs(machine: &Machine) -> Result<Vec<String>> {
     let text = machine.sh(&format!("lvs -a --noheadings -o lv_name {VG}"))?;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use cinderblock_lab::driver::{Class, Machine, disk};
 
 use crate::support::{
