@@ -14,6 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::client::RemoteAgent;
+use super::features::Features;
 use super::{GREETING_TIMEOUT, PROTOCOL, hello};
 use crate::agent::Labels;
 use crate::controller::Registry;
@@ -155,7 +156,8 @@ impl Accept {
             labels: now.map(|labels| WireLabels { labels }),
         };
         hello::send(&mut stream, &welcome).await?;
-        let agent = RemoteAgent::new(peer.node.clone(), stream).await?;
+        let features = Features::new(hello.features, hello.version);
+        let agent = RemoteAgent::new(peer.node.clone(), stream, features).await?;
         Ok(Greeted { peer, agent, labels })
     }
 

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 
+use super::features::Features;
 use super::{KEEPALIVE_EVERY, KEEPALIVE_TIMEOUT, failure, wire};
 use crate::agent::Labels;
 use crate::controller::Session;
@@ -30,6 +31,7 @@ const CALL_TIMEOUT: Duration = Duration::from_mins(10);
 pub(super) struct RemoteAgent {
     node: NodeName,
     client: NodeAgentClient<Channel>,
+    features: Features,
 }
 
 impl RemoteAgent {
@@ -37,6 +39,7 @@ impl RemoteAgent {
     pub(super) async fn new(
         node: NodeName,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        features: Features,
     ) -> Result<Self> {
         let mut stream = Some(TokioIo::new(stream));
         let connector = tower::service_fn(move |_: Uri| {
@@ -50,7 +53,7 @@ impl RemoteAgent {
             .connect_with_connector(connector)
             .await
             .map_err(|e| Error::unavailable(format!("node {node} does not serve")).because(e))?;
-        Ok(Self { node, client: NodeAgentClient::new(channel) })
+        Ok(Self { node, client: NodeAgentClient::new(channel), features })
     }
 
     fn request<T>(message: T) -> Request<T> {
@@ -117,6 +120,7 @@ impl VolumeAgent for RemoteAgent {
     fn create_volume(&self, request: CreateVolume) -> Answer<'_, Told<Volume>> {
         use pb::create_volume_response::Result as Outcome;
         Box::pin(async move {
+            self.features.volume(&self.node, &request)?;
             let request = Self::request(wire::create_volume(&request));
             let answer = self.client.clone().create_volume(request).await;
             let answer = answer.map_err(|s| self.broken(&s))?.into_inner();
@@ -159,6 +163,7 @@ impl VolumeAgent for RemoteAgent {
     fn create_snapshot(&self, request: CreateSnapshot) -> Answer<'_, Told<Snapshot>> {
         use pb::create_snapshot_response::Result as Outcome;
         Box::pin(async move {
+            self.features.snapshot(&self.node, &request)?;
             let request = Self::request(wire::create_snapshot(&request));
             let answer = self.client.clone().create_snapshot(request).await;
             let answer = answer.map_err(|s| self.broken(&s))?.into_inner();

@@ -18,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{GREETING_TIMEOUT, PROTOCOL, hello, serve};
+use super::{GREETING_TIMEOUT, PROTOCOL, features, hello, serve};
 use crate::agent::{Agent, Labels};
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -182,6 +182,7 @@ async fn greet(dial: &Dial, stream: TcpStream) -> Result<(TlsStream<TcpStream>, 
         token: token.trim().to_owned(),
         driver_name: dial.driver_name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        features: features::OURS.map(str::to_owned).to_vec(),
     };
     hello::send(&mut stream, &greeting).await?;
     let welcome: Welcome = hello::receive(&mut stream).await?;

@@ -14,6 +14,7 @@ mod accept;
 mod client;
 mod dial;
 mod failure;
+mod features;
 mod hello;
 mod serve;
 mod stream;

@@ -53,12 +53,12 @@ impl NodeLabels for SameLabels {
 }
 
 /// A controller's door.
-struct Door {
+pub(crate) struct Door {
     registry: Arc<Registry>,
-    controller: Controller,
-    address: SocketAddr,
-    authority: Authority,
-    identity: Identity,
+    pub(crate) controller: Controller,
+    pub(crate) address: SocketAddr,
+    pub(crate) authority: Authority,
+    pub(crate) identity: Identity,
     tokens: Arc<Tokens>,
     labels: Arc<SameLabels>,
     _end: tokio_util::sync::DropGuard,
@@ -70,7 +70,7 @@ fn now() -> i64 {
 }
 
 impl Door {
-    async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         let authority = Authority::new(now()).unwrap();
         let identity = Identity::default();
         let (chain, key) = authority.sign("localhost", now()).unwrap();
@@ -94,7 +94,7 @@ impl Door {
         Self { registry, controller, address, authority, identity, tokens, labels, _end: end }
     }
 
-    async fn wait(&self, connected: usize) {
+    pub(crate) async fn wait(&self, connected: usize) {
         let wait = async {
             while self.registry.connected() != connected {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -106,7 +106,7 @@ impl Door {
 }
 
 /// A node that dials.
-struct Dialling {
+pub(crate) struct Dialling {
     node: Node,
     dir: tempfile::TempDir,
     stop: CancellationToken,
@@ -114,7 +114,7 @@ struct Dialling {
 }
 
 impl Dialling {
-    async fn start(port: u16, token: &str, trusts: &Authority) -> Self {
+    pub(crate) async fn start(port: u16, token: &str, trusts: &Authority) -> Self {
         Self::with(Node::ready_as(token).await, port, token, trusts, watch::Sender::new(None))
     }
 
@@ -143,7 +143,7 @@ impl Dialling {
 }
 
 /// Writes what the kubelet would write of the `ConfigMap`.
-fn trust(file: &Path, authority: &Authority) {
+pub(crate) fn trust(file: &Path, authority: &Authority) {
     std::fs::write(file, authority.certificate()).unwrap();
 }
 

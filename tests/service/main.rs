@@ -32,4 +32,5 @@ mod pools;
 mod setup;
 mod support;
 mod troubles;
+mod versions;
 mod wiping;

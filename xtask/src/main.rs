@@ -83,6 +83,8 @@ mod tests {
         Arguments::try_parse_from(words.split(' ')).unwrap();
         Arguments::try_parse_from(["xtask", "sanity", "other"]).unwrap_err();
         Arguments::try_parse_from(["xtask", "test"]).unwrap();
-        Arguments::try_parse_from(["xtask", "test", "lvm"]).unwrap();
+        let words = "xtask test faults --for 30m --seed 7";
+        Arguments::try_parse_from(words.split(' ')).unwrap();
+        Arguments::try_parse_from(["xtask", "test", "faults", "--for", "30"]).unwrap_err();
     }
 }

@@ -168,6 +168,23 @@ impl<'a> Exec<'a> {
         })
     }
 
+    /// Runs it and hands over its stdout while it comes. What was handed over stays known when the
+    /// node dies.
+    ///
+    /// # Errors
+    /// As [`Exec::run`].
+    pub fn follow(self, mut sink: impl FnMut(&[u8])) -> Result<Status> {
+        let ended = self.drive(|kind, bytes| {
+            if kind == Kind::Stdout {
+                sink(bytes);
+            }
+        })?;
+        let (stdout, stderr) = (Vec::new(), Vec::new());
+        ended.ok_or_else(|| {
+            TimedOut { what: self.what(), timeout: self.timeout, stdout, stderr }.into()
+        })
+    }
+
     /// Starts it so that it outlives this call and this process. Its stdout and stderr are appended
     /// to `log` in the guest; in the lab's directory the host can read along.
     ///

@@ -26,6 +26,7 @@ pub mod images;
 pub mod install;
 pub mod lab;
 pub mod libtest;
+pub mod long;
 pub mod manifests;
 pub mod netns;
 pub mod oci;

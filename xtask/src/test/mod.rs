@@ -16,7 +16,7 @@ use cinderblock_lab::sanity::Kind;
 use cinderblock_lab::{packages, tools};
 use clap::Args;
 
-use program::{Outcome, Program};
+use program::{Long, Outcome, Program};
 use rings::{Needs, RINGS, Ring};
 
 /// Run the tests: all, one ring, or those with a text in their names
@@ -29,6 +29,8 @@ pub(crate) struct Arguments {
     /// A ring's name, or else a part of tests' names
     #[arg(value_name = "RING|FILTER")]
     what: Option<String>,
+    #[command(flatten)]
+    long: Long,
 }
 
 /// A ring that is to run.
@@ -68,6 +70,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(filter) = filter {
         select(&mut jobs, filter)?;
         prepare(&jobs.iter().map(|job| job.ring).collect::<Vec<_>>())?;
+    }
+    for program in jobs.iter_mut().flat_map(|job| &mut job.programs) {
+        program.long = arguments.long;
     }
     let mut done = Vec::new();
     for job in &jobs {
@@ -127,6 +132,7 @@ fn job(ring: &'static Ring, artifacts: &[Artifact], filter: Option<&str>) -> Res
             name: format!("{} ({})", it.target, it.kind),
             folder: it.package.clone(),
             words: vec![it.executable.clone().into_os_string()],
+            long: Long::default(),
         })
         .collect();
     if ring.has_documentation() {
@@ -136,6 +142,7 @@ fn job(ring: &'static Ring, artifacts: &[Artifact], filter: Option<&str>) -> Res
             name: "documentation".to_owned(),
             folder: cargo::workspace(),
             words: [cargo.get_program().to_owned()].into_iter().chain(words).collect(),
+            long: Long::default(),
         });
     }
     let kinds = if ring.is_sanity() { sanity::kinds(filter)? } else { Vec::new() };
@@ -241,7 +248,8 @@ mod tests {
         let empty = Job { ring, programs: Vec::new(), kinds: Vec::new() };
         assert_eq!(run_ring(&empty, None).outcome.failed, ["no test of ring unit ran"]);
         let words = vec![OsString::from("/no/such/program")];
-        let program = Program { name: "it".to_owned(), folder: "/".into(), words };
+        let program =
+            Program { name: "it".to_owned(), folder: "/".into(), words, long: Long::default() };
         let job = Job { programs: vec![program], ..empty };
         let outcome = run_ring(&job, None).outcome;
         assert_eq!(outcome.counts, Counts { passed: 0, failed: 1, skipped: 0 });

@@ -8,9 +8,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cinderblock_lab::cargo;
 use cinderblock_lab::libtest::{self, Counts, Ended, Report};
+use cinderblock_lab::long;
+use clap::Args;
 
 /// A program without a word for so long hangs; the longest test takes a third of it.
 const SILENCE: Duration = Duration::from_mins(20);
@@ -30,6 +32,44 @@ pub(crate) struct Program {
     pub(crate) folder: PathBuf,
     /// The program and the words before the harness's own.
     pub(crate) words: Vec<OsString>,
+    /// What its long tests are told.
+    pub(crate) long: Long,
+}
+
+/// What tests are told that go on for as long as they are told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args)]
+pub(crate) struct Long {
+    /// How long tests go on that can, those with `faults` or `scale` in their names: 90s, 30m, 2h
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    time: Option<Duration>,
+    /// The seed of random tests, to repeat a run
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+impl Long {
+    fn silence(&self) -> Duration {
+        SILENCE + self.time.unwrap_or_default()
+    }
+
+    fn env(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let time = self.time.map(|time| (long::TIME, time.as_secs().to_string()));
+        let seed = self.seed.map(|seed| (long::SEED, seed.to_string()));
+        [time, seed].into_iter().flatten()
+    }
+}
+
+fn duration(text: &str) -> Result<Duration> {
+    let wrong = "a time is a number with s, m or h behind it, as in 30m";
+    let unit = text.chars().last().context(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        _ => bail!(wrong),
+    };
+    let number: u64 = text.trim_end_matches(unit).parse().context(wrong)?;
+    Ok(Duration::from_secs(number * seconds))
 }
 
 /// How the tests of a program, or of a ring, ended.
@@ -65,6 +105,7 @@ impl Program {
             .current_dir(&self.folder)
             // The conformance ring is about the simulation, whatever the shell says.
             .env_remove("CINDERBLOCK_ENDPOINT")
+            .envs(self.long.env())
             .stdin(Stdio::null());
         cargo::detach(&mut command);
         Ok(command)
@@ -99,7 +140,7 @@ impl Program {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("starting {}", self.name))?;
-        let mut follower = Follower::new(live);
+        let mut follower = Follower::new(live, self.long.silence());
         let lines = lines(&mut child);
         let status = follower.follow(&mut child, &lines)?;
         let outcome = follower.judge(&self.name, status);
@@ -147,6 +188,7 @@ fn read(pipe: impl Read + Send + 'static, sender: Sender<Line>, kind: fn(String)
 
 struct Follower {
     live: bool,
+    silence: Duration,
     start: Instant,
     /// What is shown after a failure: everything but the lines of tests that passed.
     output: Vec<String>,
@@ -157,9 +199,10 @@ struct Follower {
 }
 
 impl Follower {
-    fn new(live: bool) -> Self {
+    fn new(live: bool, silence: Duration) -> Self {
         Self {
             live,
+            silence,
             start: Instant::now(),
             output: Vec::new(),
             report: Report::default(),
@@ -187,7 +230,7 @@ impl Follower {
                     if let Some(status) = child.try_wait().context("waiting for a test program")? {
                         return Ok(status);
                     }
-                    if heard.elapsed() > SILENCE && !self.hung {
+                    if heard.elapsed() > self.silence && !self.hung {
                         self.hung = true;
                         child.kill().context("ending a test program that hangs")?;
                     }
@@ -205,8 +248,13 @@ impl Follower {
         let line = match line {
             Line::Stdout(line) => line,
             Line::Stderr(line) => {
+                let figure = line.strip_prefix(long::FIGURE);
+                if let Some(figure) = figure {
+                    self.show(figure);
+                }
+                let said = figure.is_some();
                 self.output.push(line);
-                return false;
+                return said;
             }
         };
         let Some((name, ended)) = self.report.take(&line) else {
@@ -245,7 +293,7 @@ impl Follower {
         let Some(counts) = self.report.counts else {
             let counts = Counts { passed: self.passed, failed: self.failed.len(), skipped: 0 };
             let why = if self.hung {
-                format!("said nothing for {} minutes and was ended", SILENCE.as_secs() / 60)
+                format!("said nothing for {} minutes and was ended", self.silence.as_secs() / 60)
             } else {
                 format!("ended ({status}) without a result")
             };
@@ -279,7 +327,8 @@ mod tests {
 
     fn sh(script: &str) -> Outcome {
         let words = ["sh", "-c", script].map(OsString::from).to_vec();
-        let program = Program { name: "it".to_owned(), folder: "/".into(), words };
+        let program =
+            Program { name: "it".to_owned(), folder: "/".into(), words, long: Long::default() };
         program.run(None, false, None).unwrap()
     }
 
@@ -336,7 +385,8 @@ mod tests {
     fn our_own_tests_are_counted() {
         let own = std::env::current_exe().unwrap();
         let words = vec![own.into_os_string()];
-        let own = Program { name: "own".to_owned(), folder: "/".into(), words };
+        let own =
+            Program { name: "own".to_owned(), folder: "/".into(), words, long: Long::default() };
         assert_eq!(own.count("our_own_tests_are_counted").unwrap(), 1);
         assert_eq!(own.count("no test has such a name").unwrap(), 0);
     }

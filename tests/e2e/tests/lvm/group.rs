@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use cinderblock_lab::driver::Machine;
+use cinderblock_lab::long::Random;
 
 use crate::support::{
-    BACKEND, GIB, MIB, Random, THICK, THIN, VG, Vol, bare, expect_nothing_left, fill, pooled,
-    power_cut, started, sum,
+    BACKEND, GIB, MIB, THICK, THIN, VG, Vol, bare, expect_nothing_left, fill, pooled, power_cut,
+    started, sum,
 };
 
 const FIRST: &str = "making the disk a physical volume backend=fast disk=/dev/disk/by-id/lab-disk1";
@@ -69,7 +70,7 @@ const CUTS: usize = 6;
 
 #[test]
 fn a_making_that_is_killed_at_any_moment_is_finished() -> Result<()> {
-    let mut random = Random::seeded();
+    let mut random = Random::seeded("group");
     bare("making", &[GIB, GIB], &pooled(2, "50%"), |machine| {
         for cut in 0..CUTS {
             let (wait, all) = (random.below(1500), random.below(2) == 0);

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cinderblock_lab::driver::{self, Access, Class, Machine};
+use cinderblock_lab::long::Random;
 use tonic::Code;
 
-use crate::support::{
-    BACKEND, MIB, Random, VG, Vol, bare, code, fill, lvs, power_cut_without, sum,
-};
+use crate::support::{BACKEND, MIB, VG, Vol, bare, code, fill, lvs, power_cut_without, sum};
 
 const EXTENT: u64 = 4 * MIB;
 
@@ -77,7 +76,7 @@ fn make(machine: &Machine, shape: &Shape) -> Result<()> {
 /// The largest volume offered can be made, and not one extent more; over odd disks, with holes.
 #[test]
 fn the_largest_volume_of_each_layout_fits_and_one_extent_more_does_not() -> Result<()> {
-    let mut random = Random::seeded();
+    let mut random = Random::seeded("raid");
     let backends = driver::backend(BACKEND, VG, DISKS.len(), "reserve: 0%");
     bare("raid-sizes", &DISKS, &backends, |machine| {
         machine.start(BACKEND)?;

@@ -245,26 +245,3 @@ pub(crate) fn code<T>(result: Result<T, Status>) -> Result<Code> {
         Err(status) => Ok(status.code()),
     }
 }
-
-/// Random numbers that a seed repeats; good enough to choose moments.
-#[derive(Debug)]
-pub(crate) struct Random(u64);
-
-impl Random {
-    /// Seeded by the clock, or by `CINDERBLOCK_SEED`. The seed is printed.
-    pub(crate) fn seeded() -> Self {
-        let given = std::env::var("CINDERBLOCK_SEED").ok().and_then(|seed| seed.parse().ok());
-        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_micros();
-        let seed = given.unwrap_or_else(|| u64::try_from(now).unwrap_or(1));
-        println!("random moments: CINDERBLOCK_SEED={seed}");
-        Self(seed | 1)
-    }
-
-    /// One below this (xorshift).
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-}

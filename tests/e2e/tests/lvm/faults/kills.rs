@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cinderblock_lab::driver::{Access, Class, Csi, Machine, Source, is_open};
+use cinderblock_lab::long::{self, Random, figure};
 use tonic::Status;
 
 use crate::support::{
-    BACKEND, GIB, MASTER, MIB, Random, THICK_BLOCK, Vol, encrypted, expect_nothing_left,
-    filesystem, fill, pooled, started, sum,
+    BACKEND, GIB, MASTER, MIB, THICK_BLOCK, Vol, encrypted, expect_nothing_left, filesystem, fill,
+    pooled, started, sum,
 };
 
 /// New lives begin for so long; the last ones come to their end.
-const TIME: Duration = Duration::from_secs(70);
+const TIME: Duration = Duration::from_secs(50);
 /// For one call with all its repetitions. On a busy machine a mkfs is cut many times before it has the time that it takes.
 const PATIENCE: Duration = Duration::from_mins(4);
 
@@ -87,10 +88,10 @@ fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn lives(machine: &Machine, class: Class, prefix: &str) -> Result<usize> {
-    let (start, csi) = (Instant::now(), machine.driver.csi()?.with_secrets(&MASTER));
+fn lives(machine: &Machine, class: Class, prefix: &str, end: Instant) -> Result<usize> {
+    let csi = machine.driver.csi()?.with_secrets(&MASTER);
     let mut count = 0;
-    while start.elapsed() < TIME {
+    while Instant::now() < end {
         let name = format!("pvc-{prefix}-{count}");
         life(machine, &csi, class, &name).with_context(|| format!("life of {name}"))?;
         count += 1;
@@ -112,9 +113,9 @@ fn cut(machine: &Machine, done: &AtomicBool, random: &mut Random) -> Result<usiz
 
 #[test]
 fn a_driver_that_is_killed_at_random_keeps_every_promise() -> Result<()> {
-    let mut random = Random::seeded();
+    let mut random = Random::seeded("kills");
     started("killed", &[4 * GIB, 4 * GIB], &pooled(2, "25%"), |machine| {
-        let done = AtomicBool::new(false);
+        let (done, end) = (AtomicBool::new(false), long::end(TIME));
         let (cuts, counts) = thread::scope(|scope| {
             let cutter = scope.spawn(|| cut(machine, &done, &mut random));
             let classes = [
@@ -124,13 +125,13 @@ fn a_driver_that_is_killed_at_random_keeps_every_promise() -> Result<()> {
                 (Class { more: &[("layout", "raid1")], ..filesystem("thick", "ext4") }, "r"),
                 (encrypted(filesystem("thin", "ext4")), "l"),
             ];
-            let workers =
-                classes.map(|(class, prefix)| scope.spawn(move || lives(machine, class, prefix)));
+            let workers = classes
+                .map(|(class, prefix)| scope.spawn(move || lives(machine, class, prefix, end)));
             let counts = workers.map(|worker| worker.join().unwrap());
             done.store(true, Ordering::Relaxed);
             (cutter.join().unwrap(), counts)
         });
-        println!("{cuts:?} cuts, lives: {counts:?}");
+        figure(&format!("kills: {cuts:?}, lives that came to their end: {counts:?}"));
         for count in counts {
             ensure!(count? > 0, "no life came to its end");
         }

@@ -1,0 +1,281 @@
+//! Controllers and agents of neighbouring versions: what the first version of the agent protocol says
+//! is understood for ever, and what an older agent would drop without a word is not asked of it.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use cinderblock::domain::{Parameters, Topology};
+use cinderblock::error::ErrorKind;
+use cinderblock::lvm::layout::{RaidLevel, ThickLayout};
+use cinderblock::lvm::tag::Wipe;
+use cinderblock::names::Handle;
+use cinderblock::tls;
+use cinderblock::units::Bytes;
+use cinderblock_proto::agent::v1 as pb;
+use hyper_util::rt::TokioIo;
+use pb::node_agent_client::NodeAgentClient;
+use pb::node_agent_server::{NodeAgent, NodeAgentServer};
+use prost::Message;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_stream::StreamExt;
+use tonic::transport::{Endpoint, Server, Uri};
+use tonic::{Request, Response, Status};
+
+use crate::link::{Dialling, Door, trust};
+use crate::support::{encrypted, thick, thin, wiped};
+
+const VG: &str = "9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6Ov";
+
+/// The greeting of the first version.
+fn hello() -> pb::Hello {
+    pb::Hello {
+        protocol: 1,
+        token: "node:n1".to_owned(),
+        driver_name: "lvm.example".to_owned(),
+        version: "0.1.0".to_owned(),
+        ..pb::Hello::default()
+    }
+}
+
+/// What the first version told of a node with a thin pool and a volume.
+fn inventory() -> pb::InventoryEvent {
+    let pool = pb::Pool {
+        size_bytes: 8 << 30,
+        promised_bytes: 1 << 30,
+        overprovision_percent: 400,
+        data_used_bp: 125,
+        metadata_used_bp: 1023,
+        healthy: true,
+        ..pb::Pool::default()
+    };
+    let ready = pb::Ready {
+        volume_group_uuid: VG.to_owned(),
+        extent_size_bytes: 4 << 20,
+        volume_group_bytes: 16 << 30,
+        reserve_bytes: 0,
+        free: vec![pb::ready::Runs { extents: vec![2000] }],
+        pool: Some(pool),
+    };
+    let backend = pb::Backend {
+        name: "fast".to_owned(),
+        volume_group: "vg0".to_owned(),
+        state: Some(pb::backend::State::Ready(ready)),
+    };
+    let mut names = pb::VolumeGroups::default();
+    names.names.insert(VG.to_owned(), "vg0".to_owned());
+    pb::InventoryEvent {
+        revision: 7,
+        anew: true,
+        backends: Some(pb::Backends { backends: vec![backend] }),
+        volume_groups: Some(names),
+        volumes: vec![made("pvc-old")],
+        ..pb::InventoryEvent::default()
+    }
+}
+
+fn made(name: &str) -> pb::Volume {
+    pb::Volume {
+        handle: format!("{VG}/{name}"),
+        name: name.to_owned(),
+        size_bytes: 1 << 30,
+        provisioning: pb::Provisioning::Thin.into(),
+        ..pb::Volume::default()
+    }
+}
+
+/// What the first version asked for a volume.
+fn create(name: &str) -> pb::CreateVolumeRequest {
+    pb::CreateVolumeRequest {
+        name: name.to_owned(),
+        range: Some(pb::CapacityRange { required_bytes: 1 << 30, limit_bytes: 0 }),
+        backend: "fast".to_owned(),
+        provisioning: pb::Provisioning::Thin.into(),
+        usage: "ext4".to_owned(),
+        ..pb::CreateVolumeRequest::default()
+    }
+}
+
+fn hex(message: &impl Message) -> String {
+    use std::fmt::Write as _;
+    message.encode_to_vec().iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// As they were sent then, so that no field gets another number or type.
+#[test]
+fn the_first_version_is_written_as_ever() {
+    let recorded = include_str!("../recordings/agent-protocol-1.hex");
+    let now = [
+        ("Hello", hex(&hello())),
+        ("Welcome", hex(&pb::Welcome { protocol: 1, ..pb::Welcome::default() })),
+        ("InventoryEvent", hex(&inventory())),
+        ("CreateVolumeRequest", hex(&create("pvc-1"))),
+    ];
+    let now: String = now.iter().map(|(name, bytes)| format!("{name} {bytes}\n")).collect();
+    assert_eq!(now, recorded);
+}
+
+async fn send(stream: &mut (impl AsyncWrite + Unpin), message: &impl Message) {
+    let body = message.encode_to_vec();
+    stream.write_all(&u32::try_from(body.len()).unwrap().to_be_bytes()).await.unwrap();
+    stream.write_all(&body).await.unwrap();
+    stream.flush().await.unwrap();
+}
+
+async fn receive<M: Message + Default>(stream: &mut (impl AsyncRead + Unpin)) -> M {
+    let len = usize::try_from(stream.read_u32().await.unwrap()).unwrap();
+    let mut body = vec![0; len];
+    stream.read_exact(&mut body).await.unwrap();
+    M::decode(body.as_slice()).unwrap()
+}
+
+/// An agent of the first version.
+#[derive(Clone, Default)]
+struct OldAgent(Arc<Mutex<Vec<pb::CreateVolumeRequest>>>);
+
+#[tonic::async_trait]
+impl NodeAgent for OldAgent {
+    type WatchInventoryStream = Pin<
+        Box<dyn tokio_stream::Stream<Item = Result<pb::InventoryEvent, Status>> + Send + 'static>,
+    >;
+
+    async fn watch_inventory(
+        &self,
+        _: Request<pb::WatchInventoryRequest>,
+    ) -> Result<Response<Self::WatchInventoryStream>, Status> {
+        let after = pb::InventoryEvent {
+            revision: 8,
+            volumes: vec![made("pvc-1")],
+            ..pb::InventoryEvent::default()
+        };
+        let told = tokio_stream::iter([Ok(inventory()), Ok(after)]);
+        Ok(Response::new(Box::pin(told.chain(tokio_stream::pending()))))
+    }
+
+    async fn update_labels(
+        &self,
+        _: Request<pb::Labels>,
+    ) -> Result<Response<pb::UpdateLabelsResponse>, Status> {
+        Ok(Response::new(pb::UpdateLabelsResponse {}))
+    }
+
+    async fn create_volume(
+        &self,
+        request: Request<pb::CreateVolumeRequest>,
+    ) -> Result<Response<pb::CreateVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let volume = pb::create_volume_response::Result::Volume(made(&request.name));
+        self.0.lock().unwrap().push(request);
+        Ok(Response::new(pb::CreateVolumeResponse { result: Some(volume), revision: 8 }))
+    }
+
+    async fn delete_volume(
+        &self,
+        _: Request<pb::DeleteVolumeRequest>,
+    ) -> Result<Response<pb::DoneResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn expand_volume(
+        &self,
+        _: Request<pb::ExpandVolumeRequest>,
+    ) -> Result<Response<pb::ExpandVolumeResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn create_snapshot(
+        &self,
+        _: Request<pb::CreateSnapshotRequest>,
+    ) -> Result<Response<pb::CreateSnapshotResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        _: Request<pb::DeleteSnapshotRequest>,
+    ) -> Result<Response<pb::DoneResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_agent_is_not_asked_for_what_it_would_drop() {
+    let door = Door::open().await;
+    let dir = tempfile::tempdir().unwrap();
+    let ca_file = dir.path().join("ca.crt");
+    trust(&ca_file, &door.authority);
+    let stream = TcpStream::connect(door.address).await.unwrap();
+    let tls = TlsConnector::from(Arc::new(tls::client_config(&ca_file).unwrap()));
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = tls.connect(name, stream).await.unwrap();
+    send(&mut stream, &hello()).await;
+    let welcome: pb::Welcome = receive(&mut stream).await;
+    assert_eq!((welcome.protocol, welcome.refusal.as_str()), (1, ""));
+    let agent = OldAgent::default();
+    // What tonic's server takes for a connection.
+    let (near, mut far) = tokio::io::duplex(64 << 10);
+    tokio::spawn(async move { tokio::io::copy_bidirectional(&mut stream, &mut far).await });
+    let incoming = tokio_stream::once(Ok::<_, std::io::Error>(near));
+    let server = Server::builder()
+        .add_service(NodeAgentServer::new(agent.clone()))
+        .serve_with_incoming(incoming.chain(tokio_stream::pending()));
+    tokio::spawn(server);
+    door.wait(1).await;
+
+    let create = async |request| {
+        door.controller.create_volume(request, Topology::default(), &Parameters::default()).await
+    };
+    let mut mirrored = thick("pvc-1");
+    mirrored.class.layout =
+        ThickLayout::Raid { level: RaidLevel::Raid1, legs: 2, stripe_size: Bytes::ZERO };
+    for (request, feature) in [
+        (wiped(thin("pvc-1"), Wipe::Zero), "wipe"),
+        (encrypted(thin("pvc-1")), "encryption"),
+        (mirrored, "raid"),
+    ] {
+        let refused = create(request).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable, "{feature}: {refused:?}");
+    }
+    assert!(agent.0.lock().unwrap().is_empty(), "it was asked");
+    // What it has always known it makes as ever, and what it has told is understood.
+    let (_, volume) = create(thin("pvc-1")).await.unwrap();
+    assert_eq!((volume.size, volume.encrypted), (Bytes::gib(1), false));
+    let old = Handle::parse(&format!("{VG}/pvc-old")).unwrap();
+    assert_eq!(door.controller.volume(&old).unwrap().1.size, Bytes::gib(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_controller_is_served() {
+    let door = Door::open().await;
+    let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let dialling = Dialling::start(port, "node:n1", &door.authority).await;
+    let (stream, _) = listener.accept().await.unwrap();
+    let config = tls::server_config(door.identity.clone()).unwrap();
+    let mut stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+    let hello: pb::Hello = receive(&mut stream).await;
+    assert_eq!((hello.protocol, hello.token.as_str()), (1, "node:n1"));
+    send(&mut stream, &pb::Welcome { protocol: 1, ..pb::Welcome::default() }).await;
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_: Uri| {
+        let stream = stream.take();
+        async move { stream.ok_or_else(|| std::io::Error::other("once")) }
+    });
+    let channel =
+        Endpoint::from_static("http://node").connect_with_connector(connector).await.unwrap();
+    let mut client = NodeAgentClient::new(channel);
+    let answer = client.create_volume(create("pvc-1")).await.unwrap().into_inner();
+    let Some(pb::create_volume_response::Result::Volume(volume)) = answer.result else {
+        panic!("{answer:?}");
+    };
+    assert_eq!((volume.name.as_str(), volume.size_bytes), ("pvc-1", 1 << 30));
+    let mut told = client.watch_inventory(pb::WatchInventoryRequest {}).await.unwrap().into_inner();
+    let first = told.message().await.unwrap().unwrap();
+    assert!(first.anew && first.backends.is_some());
+    drop(dialling);
+}
