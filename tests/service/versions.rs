@@ -110,13 +110,14 @@ fn hex(message: &impl Message) -> String {
 #[test]
 fn the_first_version_is_written_as_ever() {
     let recorded = include_str!("../recordings/agent-protocol-1.hex");
+    let line = |name: &str, bytes: String| format!("{name} {bytes}\n");
     let now = [
-        ("Hello", hex(&hello())),
-        ("Welcome", hex(&pb::Welcome { protocol: 1, ..pb::Welcome::default() })),
-        ("InventoryEvent", hex(&inventory())),
-        ("CreateVolumeRequest", hex(&create("pvc-1"))),
+        line("Hello", hex(&hello())),
+        line("Welcome", hex(&pb::Welcome { protocol: 1, ..pb::Welcome::default() })),
+        line("InventoryEvent", hex(&inventory())),
+        line("CreateVolumeRequest", hex(&create("pvc-1"))),
     ];
-    let now: String = now.iter().map(|(name, bytes)| format!("{name} {bytes}\n")).collect();
+    let now = now.concat();
     assert_eq!(now, recorded);
 }
 
