@@ -17,9 +17,10 @@ use crate::support::{
 };
 
 /// What has to be there before the call.
-type Prepare = for<'a> fn(&'a Node) -> Pin<Box<dyn Future<Output = Vec<Handle>> + 'a>>;
+pub(crate) type Prepare = for<'a> fn(&'a Node) -> Pin<Box<dyn Future<Output = Vec<Handle>> + 'a>>;
 /// The call.
-type Call = for<'a> fn(&'a Node, &'a [Handle]) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
+pub(crate) type Call =
+    for<'a> fn(&'a Node, &'a [Handle]) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
 /// How often a caller tries again.
 const TRIES: usize = 6;
@@ -80,17 +81,33 @@ async fn cut_and_repeat(cut: &str, prepare: Prepare, call: Call, fault: Fault) -
     panic!("{cut}: no end after {TRIES} tries");
 }
 
+/// A use case: its name, what it needs, and the call.
+pub(crate) type Case = (&'static str, Prepare, Call);
+
+/// What the call does to the host, in this order, when nothing goes wrong.
+pub(crate) async fn effects((name, prepare, call): Case) -> Vec<String> {
+    let node = ready(name).await;
+    let handles = prepare(&node).await;
+    node.host.arm(None);
+    call(&node, &handles).await.unwrap_or_else(|e| panic!("{name} without a fault: {e:?}"));
+    node.host.effects()
+}
+
 macro_rules! cases {
     ($($name:ident: |$node:ident| $prepare:expr, |$n:ident, $handles:ident| $call:expr;)*) => {
+        /// All of them.
+        pub(crate) const CASES: &[Case] = &[$((
+            stringify!($name),
+            |$node| Box::pin(async move { $prepare }),
+            |$n, $handles| Box::pin(async move { $call }),
+        )),*];
+
         $(
             #[tokio::test(start_paused = true)]
             async fn $name() {
-                Box::pin(sweep(
-                    stringify!($name),
-                    |$node| Box::pin(async move { $prepare }),
-                    |$n, $handles| Box::pin(async move { $call }),
-                ))
-                .await;
+                let (name, prepare, call) =
+                    CASES.iter().find(|it| it.0 == stringify!($name)).unwrap();
+                Box::pin(sweep(name, *prepare, *call)).await;
             }
         )*
     };

@@ -32,5 +32,6 @@ mod pools;
 mod setup;
 mod support;
 mod troubles;
+mod use_cases;
 mod versions;
 mod wiping;

@@ -1,0 +1,168 @@
+//! That nothing the driver does is missing from the table of use cases that are cut everywhere
+//! ([`crate::faults`]): who adds a call, a kind of volume, a change of LVM or a filesystem adds a case.
+
+use cinderblock::domain::VolumeClass;
+use cinderblock::lvm::command::Change;
+use cinderblock::lvm::layout::ThickLayout;
+use cinderblock::lvm::tag::{FsType, Wipe};
+
+use crate::faults::{CASES, effects};
+
+/// How it is known that a call can be cut anywhere.
+enum Cut {
+    /// It changes nothing.
+    Reads,
+    /// Cases that have this in their names.
+    Case(&'static str),
+}
+use Cut::{Case, Reads};
+
+const CALLS: &[(&str, Cut)] = &[
+    ("Controller/ControllerExpandVolume", Case("expand_")),
+    ("Controller/ControllerGetVolume", Reads),
+    ("Controller/ControllerGetCapabilities", Reads),
+    ("Controller/CreateSnapshot", Case("snapshot")),
+    ("Controller/CreateVolume", Case("create_")),
+    ("Controller/DeleteSnapshot", Case("delete_a_snapshot")),
+    ("Controller/DeleteVolume", Case("delete_")),
+    ("Controller/GetCapacity", Reads),
+    ("Controller/GetSnapshot", Reads),
+    ("Controller/ListSnapshots", Reads),
+    ("Controller/ListVolumes", Reads),
+    ("Controller/ValidateVolumeCapabilities", Reads),
+    ("Identity/GetPluginCapabilities", Reads),
+    ("Identity/GetPluginInfo", Reads),
+    ("Identity/Probe", Reads),
+    ("Node/NodeExpandVolume", Case("expand_while_published")),
+    ("Node/NodeGetCapabilities", Reads),
+    ("Node/NodeGetInfo", Reads),
+    ("Node/NodeGetStorageHealth", Reads),
+    ("Node/NodeGetVolumeHealth", Reads),
+    ("Node/NodeGetVolumeStats", Reads),
+    ("Node/NodePublishVolume", Case("publish_")),
+    ("Node/NodeStageVolume", Case("stage_")),
+    ("Node/NodeUnpublishVolume", Case("unpublish_")),
+    ("Node/NodeUnstageVolume", Case("unstage")),
+];
+
+/// What the effects of some case have to show: each change of LVM, and each other program that writes.
+const STEPS: &[&str] = &[
+    "lvcreate --wipesignatures",
+    "--type raid1",
+    "lvcreate --type thin",
+    "--snapshot --permission r --",
+    "lvcreate --type snapshot",
+    "lvconvert --splitsnapshot",
+    "--snapshot --permission rw",
+    "lvextend --extents",
+    "lvremove",
+    "lvrename",
+    "lvchange --permission rw",
+    "lvchange --addtag",
+    "lvchange --deltag",
+    "lvchange --activate y",
+    "mkfs.ext4",
+    "mkfs.xfs",
+    "mkfs.btrfs",
+    "e2fsck",
+    "resize2fs",
+    "tune2fs",
+    "xfs_growfs",
+    "xfs_admin",
+    "btrfs",
+    "cryptsetup luksFormat",
+    "cryptsetup open",
+    "cryptsetup close",
+    "cryptsetup resize",
+    "cryptsetup luksAddKey",
+    "cryptsetup luksKillSlot",
+    "cryptsetup token import",
+    "cryptsetup luksUUID",
+    "unmount",
+    "discard",
+    "zero",
+    "copy",
+];
+
+/// Breaks the build when there is something new. Beside it stands where it is cut: in [`STEPS`], or in
+/// a sweep of its own.
+const fn known(change: &Change, class: &VolumeClass, fs: FsType) {
+    match change {
+        Change::CreateThick { .. }
+        | Change::CreateThin { .. }
+        | Change::SnapshotThin { .. }
+        | Change::SnapshotThick { .. }
+        | Change::SplitSnapshot { .. }
+        | Change::CloneThin { .. }
+        | Change::Extend { .. }
+        | Change::Remove { .. }
+        | Change::Rename { .. }
+        | Change::MakeWritable { .. }
+        | Change::Retag { .. }
+        | Change::Activate { .. }
+        // setup: a VG and its pool are made, and disks added.
+        | Change::CreatePool { .. }
+        | Change::ExtendVg { .. }
+        // pool_parts: a pool on RAID or stripes is made.
+        | Change::ConvertToPool { .. }
+        | Change::Tag { .. }
+        // pools, pool_parts: nobody asks for these, and a pool is looked at again and again.
+        | Change::ExtendMetadata { .. }
+        | Change::ActivateDegraded { .. } => {}
+    }
+    let VolumeClass { backend: _, provisioning: _, layout, wipe, luks: _ } = class;
+    match layout {
+        ThickLayout::Linear | ThickLayout::Striped { .. } | ThickLayout::Raid { .. } => {}
+    }
+    match wipe {
+        None | Some(Wipe::Discard | Wipe::Zero) => {}
+    }
+    match fs {
+        FsType::Ext4 | FsType::Xfs | FsType::Btrfs => {}
+    }
+}
+
+#[test]
+fn every_call_that_changes_something_is_cut() {
+    let _: fn(&Change, &VolumeClass, FsType) = known;
+    let sources = [
+        include_str!("../../src/csi/controller.rs"),
+        include_str!("../../src/csi/node.rs"),
+        include_str!("../../src/csi/identity.rs"),
+    ];
+    let mut calls: Vec<_> = sources
+        .iter()
+        .flat_map(|text| text.split("\"/csi.v1.").skip(1))
+        .filter_map(|rest| rest.split('"').next())
+        .collect();
+    calls.sort_unstable();
+    let tabled: Vec<_> = CALLS.iter().map(|(name, _)| *name).collect();
+    let missing: Vec<_> = calls.iter().filter(|name| !tabled.contains(name)).collect();
+    assert!(missing.is_empty(), "not in the table of use_cases.rs: {missing:?}");
+    let gone: Vec<_> = tabled.iter().filter(|name| !calls.contains(name)).collect();
+    assert!(gone.is_empty(), "in the table, and nowhere else: {gone:?}");
+    for (call, cut) in CALLS {
+        let Case(part) = cut else { continue };
+        assert!(CASES.iter().any(|(name, ..)| name.contains(part)), "{call} has no case {part}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_step_is_cut() {
+    let mut seen = String::new();
+    for case in CASES {
+        for effect in Box::pin(effects(*case)).await {
+            // Which devices a command may use stands between what it does and how.
+            let left_out = ["--yes", "--batch-mode", "--devices"];
+            for word in effect.split(' ') {
+                if !left_out.contains(&word) && !word.starts_with("/dev/") {
+                    seen.push_str(word);
+                    seen.push(' ');
+                }
+            }
+            seen.push('\n');
+        }
+    }
+    let missing: Vec<_> = STEPS.iter().filter(|step| !seen.contains(**step)).collect();
+    assert!(missing.is_empty(), "in no case: {missing:?}");
+}
