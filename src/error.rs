@@ -143,6 +143,19 @@ impl Error {
     }
 }
 
+/// Parts of a sentence about many: the first few, and how many more there are. Five thousand nodes
+/// may have refused a volume, and an event of Kubernetes has 1 KiB.
+#[must_use]
+pub fn few(parts: impl ExactSizeIterator<Item = String>, between: &str) -> String {
+    const FEW: usize = 5;
+    let more = parts.len().saturating_sub(FEW);
+    let mut told: Vec<String> = parts.take(FEW).collect();
+    if more > 0 {
+        told.push(format!("and {more} more"));
+    }
+    told.join(between)
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -167,6 +180,14 @@ impl std::error::Error for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_are_told_by_the_first_few() {
+        let numbers = |n: usize| few((0..n).map(|n| n.to_string()), ", ");
+        assert_eq!(numbers(0), "");
+        assert_eq!(numbers(5), "0, 1, 2, 3, 4");
+        assert_eq!(numbers(5000), "0, 1, 2, 3, 4, and 4995 more");
+    }
 
     #[test]
     fn the_chain_names_every_cause_once() {

@@ -1,6 +1,9 @@
 //! Which nodes to try for a new volume, and in which order. Pure.
 
+use std::collections::BTreeMap;
+
 use crate::domain::Topology;
+use crate::error::few;
 use crate::names::NodeName;
 use crate::units::Bytes;
 
@@ -42,7 +45,7 @@ pub enum Choice {
     Wait(String),
 }
 
-/// Chooses among `known`, all nodes that were ever seen.
+/// Chooses among `known`, of the nodes that were ever seen at least those that the topology names.
 ///
 /// One allowed node is always tried: it looks at its disks once more before it refuses. Of several,
 /// the CO's order counts where it gives one: when it prefers some of those that it allows. When it
@@ -79,38 +82,42 @@ pub fn choose(known: &[Candidate], topology: &Topology, size: Bytes) -> Choice {
     if !fitting.is_empty() {
         return Choice::Try(fitting.into_iter().map(|(_, _, node)| node.clone()).collect());
     }
-    let unknown: Vec<String> = allowed.iter().filter_map(unknown).collect();
+    let unknown: Vec<&Candidate> = allowed.iter().filter(|c| is_unknown(c)).collect();
     if unknown.is_empty() && !allowed.is_empty() {
-        return Choice::NoRoom(
-            allowed.iter().map(|c| describe(c, size)).collect::<Vec<_>>().join("; "),
-        );
+        return Choice::NoRoom(few(allowed.iter().map(|c| describe(c, size)), "; "));
     }
     if allowed.is_empty() {
         return Choice::Wait("no node is connected".to_owned());
     }
     Choice::Wait(format!(
         "no node that is connected has room for {size}, and nothing is known of {}",
-        unknown.join("; ")
+        few(unknown.into_iter().map(|c| describe(c, size)), "; ")
     ))
 }
 
+/// The nodes that a topology names. None: all that there are.
+#[must_use]
+pub(super) fn named(topology: &Topology) -> &[NodeName] {
+    if topology.requisite.is_empty() { &topology.preferred } else { &topology.requisite }
+}
+
 fn allowed(known: &[Candidate], topology: &Topology) -> Vec<Candidate> {
-    let named =
-        if topology.requisite.is_empty() { &topology.preferred } else { &topology.requisite };
+    let named = named(topology);
     if named.is_empty() {
         return known.to_vec();
     }
-    named
-        .iter()
-        .map(|node| {
-            known.iter().find(|c| c.node == *node).cloned().unwrap_or_else(|| Candidate {
-                node: node.clone(),
-                standing: Standing::Unknown(
-                    "it is not connected: look at its cinderblock pod".to_owned(),
-                ),
-            })
-        })
-        .collect()
+    // By name, as both may be thousands.
+    let known: BTreeMap<&NodeName, &Candidate> = known.iter().map(|c| (&c.node, c)).collect();
+    let candidate = |node: &NodeName| match known.get(node) {
+        Some(known) => Candidate::clone(known),
+        None => Candidate {
+            node: node.clone(),
+            standing: Standing::Unknown(
+                "it is not connected: look at its cinderblock pod".to_owned(),
+            ),
+        },
+    };
+    named.iter().map(candidate).collect()
 }
 
 /// The place of a node in an order that means something, 0 for all when there is none.
@@ -124,11 +131,8 @@ fn rank(node: &NodeName, topology: &Topology) -> usize {
     order.iter().position(|preferred| preferred == node).unwrap_or(order.len())
 }
 
-fn unknown(candidate: &Candidate) -> Option<String> {
-    match &candidate.standing {
-        Standing::Unknown(why) => Some(format!("node {} ({why})", candidate.node)),
-        Standing::Room { .. } | Standing::Unusable(_) | Standing::Without => None,
-    }
+const fn is_unknown(candidate: &Candidate) -> bool {
+    matches!(candidate.standing, Standing::Unknown(_))
 }
 
 fn describe(candidate: &Candidate, size: Bytes) -> String {

@@ -105,6 +105,14 @@ impl Registry {
         index.nodes.iter().map(row).collect()
     }
 
+    /// One node, as [`Self::nodes`] has it.
+    #[must_use]
+    pub fn node(&self, name: &NodeName) -> Option<(NodeName, Arc<Inventory>, bool)> {
+        let index = self.read();
+        let node = index.nodes.get(name)?;
+        Some((name.clone(), Arc::clone(&node.inventory), node.is_known()))
+    }
+
     /// The agent of a node.
     ///
     /// # Errors

@@ -9,14 +9,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::placement::{Candidate, Choice, Standing, choose};
+use super::placement::{Candidate, Choice, Standing, choose, named};
 use super::registry::Registry;
 use crate::config::{Backend, Config};
 use crate::domain::{
     BackendState, CapacityRange, ContentSource, CreateSnapshot, CreateVolume, Inventory,
     Parameters, Snapshot, Told, Topology, Volume, VolumeClass,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, few};
 use crate::lvm::layout::ThickLayout;
 use crate::names::{CsiName, Handle, NodeName};
 use crate::units::Bytes;
@@ -174,7 +174,7 @@ impl Controller {
                 Err(error) => return Err(error),
             }
         }
-        Err(Error::no_space(refusals.join("; ")))
+        Err(Error::no_space(few(refusals.into_iter(), "; ")))
     }
 
     /// The nodes to ask, in their order.
@@ -205,7 +205,7 @@ impl Controller {
             )));
         }
         let size = request.range.required.unwrap_or(Bytes::ZERO);
-        match choose(&self.candidates(backend, &request.class), topology, size) {
+        match choose(&self.candidates(backend, &request.class, topology), topology, size) {
             Choice::Try(nodes) => Ok(nodes),
             Choice::NoRoom(why) => Err(Error::no_space(format!(
                 "no room for {} on backend {}: {why}",
@@ -217,7 +217,12 @@ impl Controller {
         }
     }
 
-    fn candidates(&self, backend: &Backend, class: &VolumeClass) -> Vec<Candidate> {
+    fn candidates(
+        &self,
+        backend: &Backend,
+        class: &VolumeClass,
+        topology: &Topology,
+    ) -> Vec<Candidate> {
         let standing = |inventory: &Inventory, connected: bool| {
             if !connected {
                 return Standing::Unknown(
@@ -234,8 +239,12 @@ impl Controller {
                 }
             }
         };
-        let nodes = self.registry.nodes().into_iter();
+        let nodes = match named(topology) {
+            [] => self.registry.nodes(),
+            named => named.iter().filter_map(|node| self.registry.node(node)).collect(),
+        };
         nodes
+            .into_iter()
             .map(|(node, i, connected)| Candidate { node, standing: standing(&i, connected) })
             .collect()
     }
@@ -263,10 +272,9 @@ impl Controller {
         if allowed {
             return Ok(node);
         }
-        let names: Vec<_> = topology.requisite.iter().map(NodeName::as_str).collect();
+        let names = few(topology.requisite.iter().map(ToString::to_string), ", ");
         Err(Error::no_space(format!(
-            "the source {what} {handle} is on node {node}, and a volume made of it can be nowhere else; asked for was {}",
-            names.join(", ")
+            "the source {what} {handle} is on node {node}, and a volume made of it can be nowhere else; asked for was {names}"
         )))
     }
 
@@ -374,18 +382,19 @@ impl Controller {
             Some(class) => vec![config.backend(class.backend.as_ref())?],
             None => config.backends().collect(),
         };
-        let nodes = self.registry.nodes();
-        let known = |name: &NodeName| nodes.iter().any(|(n, _, connected)| n == name && *connected);
+        let mut nodes = match node {
+            Some(node) => self.registry.node(node).into_iter().collect(),
+            None => self.registry.nodes(),
+        };
+        nodes.retain(|(_, _, connected)| *connected);
         // A node that went away offers nothing; one that may yet come is not known.
-        if node.is_some_and(|node| !known(node)) && Instant::now() < self.settled_at {
+        if node.is_some() && nodes.is_empty() && Instant::now() < self.settled_at {
             return Err(Error::unavailable(
                 "the controller has just started; the node has not connected yet",
             ));
         }
         let mut total = Capacity::default();
-        for (_, inventory, _) in
-            nodes.iter().filter(|(n, _, c)| *c && node.is_none_or(|want| want == n))
-        {
+        for (_, inventory, _) in &nodes {
             for backend in &backends {
                 let state = inventory.backends.get(&backend.name).map(|b| &b.state);
                 let Some(BackendState::Ready { capacity, .. }) = state else { continue };

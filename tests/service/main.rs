@@ -29,6 +29,7 @@ mod faults;
 mod link;
 mod pool_parts;
 mod pools;
+mod scale;
 mod setup;
 mod support;
 mod troubles;
