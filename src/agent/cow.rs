@@ -23,7 +23,7 @@ use crate::plan;
 use crate::units::Extents;
 
 /// How often they are looked at, by one ioctl each.
-const WATCH_EVERY: Duration = Duration::from_secs(2);
+const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// A growth that LVM refused, or that the VG had no room for, is tried again after this.
 const GROW_AGAIN: Duration = Duration::from_mins(1);
 

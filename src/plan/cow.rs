@@ -13,8 +13,9 @@ const EXCEPTION: u64 = 16;
 /// A snapshot that does not have all the room that it can need grows at this part of it in use, in
 /// percent: to twice the room it has, so that the last part is as large as all before it.
 const GROW_AT_PERCENT: u64 = 60;
-/// The least that one begins with, where that is not more than it can need.
-const STORE_MIN: Bytes = Bytes::mib(16);
+/// The least that one begins with, where that is not more than it can need: what is left of it when it
+/// begins to grow has to last for a look and an `lvextend`, however fast the volume is written to.
+const STORE_MIN: Bytes = Bytes::mib(512);
 
 /// The most room that a snapshot of so much can need: every chunk, a list of them, and the header.
 /// LVM gives no more (lvm2, `_cow_max_size`), and the kernel clears one piece of the list ahead.
@@ -98,8 +99,8 @@ mod tests {
         // As LVM itself counts it: 200 MiB, a list of 50 KiB and a header, in extents of 4 MiB.
         assert_eq!(largest_store(&vg, Bytes::mib(200)), Extents::new(51));
         assert_eq!(store(&vg, Bytes::gib(1), CowSize::FULL), Extents::new(257));
-        assert_eq!(store(&vg, Bytes::gib(1), percent(10)), Extents::new(26));
-        assert_eq!(store(&vg, Bytes::gib(1), percent(1)), Extents::new(4));
+        assert_eq!(store(&vg, Bytes::gib(1), percent(75)), Extents::new(193));
+        assert_eq!(store(&vg, Bytes::gib(1), percent(1)), Extents::new(128));
         assert_eq!(store(&vg, Bytes::mib(8), percent(1)), Extents::new(3));
         assert_eq!((CowSize::percent(0), CowSize::percent(101)), (None, None));
     }

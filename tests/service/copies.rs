@@ -259,7 +259,9 @@ fn store(node: &Node) -> Bytes {
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_with_little_room_grows_in_time() {
     let node = Node::ready().await;
-    let source = node.create(thick("pvc-0")).await.unwrap().handle;
+    let mut request = thick("pvc-0");
+    request.range.required = Some(Bytes::gib(3));
+    let source = node.create(request).await.unwrap().handle;
     node.write(&source, mounted(EXT4), "data").await;
     small_snapshot(&node, &source, 10).await;
     let mut sizes = vec![store(&node)];
@@ -270,7 +272,7 @@ async fn a_snapshot_with_little_room_grows_in_time() {
         sizes.push(store(&node));
     }
     let extents: Vec<_> = sizes.iter().map(|size| size.get() >> 22).collect();
-    assert_eq!(extents, [26, 52, 104, 208, 257, 257]);
+    assert_eq!(extents, [128, 256, 512, 769, 769, 769]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -128,27 +128,27 @@ fn a_snapshot_with_all_its_room_never_runs_full() -> Result<()> {
 
 #[test]
 fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
-    started("cow-small", &[3 * GIB], &pooled(1, "10%"), |machine| {
+    started("cow-small", &[4 * GIB], &pooled(1, "10%"), |machine| {
         let csi = machine.driver.csi()?;
-        let v = Vol::create(&csi, THICK_BLOCK, "pvc-1", 256 * MIB)?;
+        let v = Vol::create(&csi, THICK_BLOCK, "pvc-1", 704 * MIB)?;
         v.attach()?;
-        let before = fill(machine, &v.file(""), 256)?;
+        let before = fill(machine, &v.file(""), 704)?;
         let taken = snapshot(&csi, "snapshot-1", &v, "10%")?;
-        // A writer at a pace that a database has: 8 MiB a second.
-        for at in 0..24 {
+        // More than it has at first.
+        for at in 0..20 {
             machine.sh(&format!(
-                "dd if=/dev/urandom of={} bs=1M count=8 seek={} conv=notrunc,fsync 2>/dev/null",
+                "dd if=/dev/urandom of={} bs=1M count=32 seek={} conv=notrunc,fsync 2>/dev/null",
                 v.file(""),
-                at * 8
+                at * 32
             ))?;
-            sleep(Duration::from_secs(1));
+            sleep(Duration::from_millis(500));
         }
         let store = machine.sh("lvs --noheadings --units m --nosuffix -o lv_size vg0/snap-1")?;
-        ensure!(store.trim().parse::<f64>()? > 150.0, "it has {store} MiB");
+        ensure!(store.trim().parse::<f64>()? > 600.0, "it has {store} MiB");
         let source = Source::Snapshot(&taken);
-        let copy = copied(&csi, THICK_BLOCK, "pvc-copy", 256 * MIB, source)?;
+        let copy = copied(&csi, THICK_BLOCK, "pvc-copy", 704 * MIB, source)?;
         copy.attach()?;
-        ensure!(sum(machine, &copy.file(""), 256)? == before, "other data");
+        ensure!(sum(machine, &copy.file(""), 704)? == before, "other data");
         copy.detach()?;
         copy.delete()?;
         csi.delete_snapshot(&taken)?;
@@ -157,7 +157,7 @@ fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
         let taken = snapshot(&csi, "snapshot-2", &v, "10%")?;
         let rest = csi.capacity(&THICK_BLOCK)?;
         let rest_of_it = Vol::create(&csi, THICK_BLOCK, "pvc-filler", rest)?;
-        fill(machine, &v.file(""), 256)?;
+        fill(machine, &v.file(""), 704)?;
         let lost = "cinderblock_thick_snapshot_used_ratio";
         machine.driver.wait_until(PATIENCE, "told that it is lost", || {
             Ok(machine.driver.metric(lost)? == Some(1.0))
@@ -168,7 +168,7 @@ fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
         for round in ["before a reboot", "after it"] {
             let csi = machine.driver.csi()?;
             let refused =
-                Vol::from(&csi, THICK_BLOCK, "pvc-lost", 256 * MIB, Source::Snapshot(&taken));
+                Vol::from(&csi, THICK_BLOCK, "pvc-lost", 704 * MIB, Source::Snapshot(&taken));
             let code = code(refused)?;
             ensure!(code == Code::FailedPrecondition, "{round}: {code}");
             if round == "before a reboot" {
