@@ -14,7 +14,7 @@ use crate::names::{BackendName, LvName, VgName};
 use crate::units::{Bytes, parse_quantity};
 
 /// More backends than anybody has; a file with more is a mistake.
-const BACKENDS_MAX: usize = 64;
+pub(crate) const BACKENDS_MAX: usize = 64;
 /// Thin volumes may be promised this many times the pool's room, at the most.
 const OVERPROVISION_MAX_PERCENT: u64 = 10_000;
 

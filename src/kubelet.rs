@@ -8,7 +8,6 @@ use std::time::Duration;
 use cinderblock_proto::pluginregistration as pb;
 use pb::registration_server::{Registration, RegistrationServer};
 use tokio::sync::Notify;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -24,6 +23,8 @@ const VERSIONS: [&str; 1] = ["1.0.0"];
 /// HTTP/2 authority, and the server takes such a text only where a user's name may be: before an
 /// `@`. With any other name every call ends as `PROTOCOL_ERROR`, unseen by us.
 const SOCKET_SUFFIX: &str = "@reg.sock";
+/// Connections at a time: the kubelet has one.
+const CONNECTIONS_MAX: usize = 16;
 /// After a refusal the socket is made anew, which lets the kubelet try again.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
@@ -54,7 +55,7 @@ impl Registrar {
                     registrar: self.clone(),
                     refused: Arc::clone(&refused),
                 }))
-                .serve_with_incoming(UnixListenerStream::new(listener));
+                .serve_with_incoming(net::clients(listener, CONNECTIONS_MAX));
             let again = async {
                 refused.notified().await;
                 tokio::time::sleep(AGAIN_AFTER).await;

@@ -1,20 +1,27 @@
 //! Which node has what: the nodes' inventories, indexed by id, by name and by volume group. An
 //! entry of a node that went away stays as it was last seen, and is marked so.
+//!
+//! A node speaks for its own volume groups alone. What it says of others is left out, and a volume
+//! group that two nodes say they have is nobody's: nothing is asked and nothing believed of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
-use crate::domain::{Inventory, Snapshot, Volume, VolumeAgent};
+use crate::domain::{BackendState, Inventory, Snapshot, Volume, VolumeAgent};
 use crate::error::{Error, Result};
 use crate::names::{CsiName, Handle, LvmUuid, NodeName};
 
 /// How long an answer waits until the inventory shows it. It comes over the same connection, a
 /// moment later.
 const SHOW_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections of one node at a time; one more ends the oldest. A node has one for each address of
+/// the controller, and one that it lost may still be here.
+const SESSIONS_MAX: usize = 4;
 
 /// All nodes.
 #[derive(Debug, Default)]
@@ -26,11 +33,10 @@ pub struct Registry {
 #[derive(Debug, Default)]
 struct Index {
     nodes: BTreeMap<NodeName, Node>,
-    vgs: BTreeMap<LvmUuid, NodeName>,
-    volumes: BTreeMap<Handle, NodeName>,
-    snapshots: BTreeMap<Handle, NodeName>,
-    volume_names: BTreeMap<CsiName, BTreeSet<Handle>>,
-    snapshot_names: BTreeMap<CsiName, BTreeSet<Handle>>,
+    /// The nodes that say, or last said, that they have it. More than one is a dispute.
+    vgs: BTreeMap<LvmUuid, BTreeSet<NodeName>>,
+    volume_names: BTreeMap<CsiName, BTreeSet<(NodeName, Handle)>>,
+    snapshot_names: BTreeMap<CsiName, BTreeSet<(NodeName, Handle)>>,
     sessions: u64,
 }
 
@@ -39,6 +45,8 @@ struct Node {
     /// `None` while it is not connected.
     agent: Option<Arc<dyn VolumeAgent>>,
     session: u64,
+    /// Its connections, the oldest first.
+    ends: VecDeque<CancellationToken>,
     inventory: Arc<Inventory>,
 }
 
@@ -48,6 +56,7 @@ pub struct Session {
     registry: Arc<Registry>,
     node: NodeName,
     id: u64,
+    end: CancellationToken,
 }
 
 impl Registry {
@@ -68,16 +77,23 @@ impl Registry {
         let entry = index.nodes.entry(node.clone()).or_insert_with(|| Node {
             agent: None,
             session: id,
+            ends: VecDeque::new(),
             inventory: Arc::default(),
         });
         entry.session = id;
+        let end = CancellationToken::new();
+        entry.ends.retain(|end| !end.is_cancelled());
+        entry.ends.push_back(end.clone());
+        if entry.ends.len() > SESSIONS_MAX {
+            entry.ends.pop_front().unwrap_or_default().cancel();
+        }
         entry.agent = Some(agent);
         // What it had before may have changed while it was away: nothing is known until it tells.
         let before = Arc::clone(&entry.inventory);
         entry.inventory = Arc::new(Inventory { revision: 0, ..(*before).clone() });
         drop(index);
         self.changed();
-        Session { registry: Arc::clone(self), node, id }
+        Session { registry: Arc::clone(self), node, id, end }
     }
 
     fn changed(&self) {
@@ -96,12 +112,18 @@ impl Registry {
         self.read().nodes.values().filter(|n| n.is_known()).count()
     }
 
-    /// All nodes ever seen, with what they last told and whether they are connected.
+    /// The number of volume groups that more than one node says it has.
+    #[must_use]
+    pub fn disputed(&self) -> usize {
+        self.read().vgs.values().filter(|nodes| nodes.len() > 1).count()
+    }
+
+    /// All nodes ever seen, with what they last told and whether they are connected. Nothing is
+    /// known of a backend whose volume group is in dispute.
     #[must_use]
     pub fn nodes(&self) -> Vec<(NodeName, Arc<Inventory>, bool)> {
         let index = self.read();
-        let row =
-            |(name, n): (&NodeName, &Node)| (name.clone(), Arc::clone(&n.inventory), n.is_known());
+        let row = |(name, n): (&NodeName, &Node)| (name.clone(), index.shown(n), n.is_known());
         index.nodes.iter().map(row).collect()
     }
 
@@ -110,7 +132,7 @@ impl Registry {
     pub fn node(&self, name: &NodeName) -> Option<(NodeName, Arc<Inventory>, bool)> {
         let index = self.read();
         let node = index.nodes.get(name)?;
-        Some((name.clone(), Arc::clone(&node.inventory), node.is_known()))
+        Some((name.clone(), index.shown(node), node.is_known()))
     }
 
     /// The agent of a node.
@@ -128,78 +150,69 @@ impl Registry {
     /// The node that has the volume group of an id.
     ///
     /// # Errors
-    /// When no node that was seen has it: that does not mean that there is none.
+    /// When no node that was seen has it: that does not mean that there is none. When more than
+    /// one says so: then none is believed.
     pub fn node_of(&self, handle: &Handle) -> Result<NodeName> {
-        self.read().vgs.get(&handle.vg).cloned().ok_or_else(|| {
-            Error::unavailable(format!(
-                "no node that is connected has volume group {}: its node may be down, or its disks missing",
-                handle.vg
-            ))
-        })
-    }
-
-    /// Whether a node's picture of its volumes is true now.
-    fn is_known(&self, handle: &Handle) -> Result<bool> {
-        let node = self.node_of(handle)?;
-        Ok(self.read().nodes.get(&node).is_some_and(Node::is_known))
+        self.read().node_of(&handle.vg).cloned()
     }
 
     /// A volume by its id. `None` when its node says that there is none.
     ///
     /// # Errors
-    /// When its node is not connected.
+    /// When its node is not connected, or it is not known which that is.
     pub fn volume(&self, handle: &Handle) -> Result<Option<(NodeName, Arc<Volume>)>> {
-        let index = self.read();
-        let found = index.volumes.get(handle).and_then(|node| {
-            Some((node.clone(), Arc::clone(index.nodes.get(node)?.inventory.volumes.get(handle)?)))
-        });
-        drop(index);
-        self.or_absent(handle, found)
+        self.find(handle, |inventory| inventory.volumes.get(handle).cloned())
     }
 
     /// A snapshot by its id. `None` when its node says that there is none.
     ///
     /// # Errors
-    /// When its node is not connected.
+    /// When its node is not connected, or it is not known which that is.
     pub fn snapshot(&self, handle: &Handle) -> Result<Option<(NodeName, Arc<Snapshot>)>> {
-        let index = self.read();
-        let found = index.snapshots.get(handle).and_then(|node| {
-            Some((
-                node.clone(),
-                Arc::clone(index.nodes.get(node)?.inventory.snapshots.get(handle)?),
-            ))
-        });
-        drop(index);
-        self.or_absent(handle, found)
+        self.find(handle, |inventory| inventory.snapshots.get(handle).cloned())
     }
 
-    fn or_absent<T>(&self, handle: &Handle, found: Option<T>) -> Result<Option<T>> {
-        if found.is_some() || self.is_known(handle)? {
+    fn find<T>(
+        &self,
+        handle: &Handle,
+        record: impl Fn(&Inventory) -> Option<T>,
+    ) -> Result<Option<(NodeName, T)>> {
+        let index = self.read();
+        let name = index.node_of(&handle.vg)?;
+        let node = index.nodes.get(name);
+        let found = node.and_then(|n| record(&n.inventory)).map(|found| (name.clone(), found));
+        if found.is_some() || node.is_some_and(Node::is_known) {
             return Ok(found);
         }
-        let node = self.node_of(handle)?;
         Err(Error::unavailable(format!(
-            "node {node}, which has the volume group of {handle}, is not connected"
+            "node {name}, which has the volume group of {handle}, is not connected"
         )))
     }
 
-    /// The nodes on which there is a volume of that name.
-    #[must_use]
-    pub fn nodes_with_volume(&self, name: &CsiName) -> Vec<NodeName> {
+    /// The node on which there is a volume of that name. `None` when no node tells of one.
+    ///
+    /// # Errors
+    /// When the only nodes that tell of one are in dispute with others.
+    pub fn node_with_volume(&self, name: &CsiName) -> Result<Option<NodeName>> {
         let index = self.read();
-        let handles = index.volume_names.get(name).into_iter().flatten();
-        handles.filter_map(|handle| index.volumes.get(handle).cloned()).collect()
+        let mut dispute = None;
+        for (node, handle) in index.volume_names.get(name).into_iter().flatten() {
+            match index.node_of(&handle.vg) {
+                Ok(_) => return Ok(Some(node.clone())),
+                Err(error) => dispute = Some(error),
+            }
+        }
+        dispute.map_or(Ok(None), Err)
     }
 
     /// The snapshots of that name.
     #[must_use]
     pub fn snapshots_named(&self, name: &CsiName) -> Vec<Arc<Snapshot>> {
         let index = self.read();
-        let handles = index.snapshot_names.get(name).into_iter().flatten();
-        handles
-            .filter_map(|handle| {
-                let node = index.nodes.get(index.snapshots.get(handle)?)?;
-                node.inventory.snapshots.get(handle).cloned()
+        let found = index.snapshot_names.get(name).into_iter().flatten();
+        found
+            .filter_map(|(node, handle)| {
+                index.nodes.get(node)?.inventory.snapshots.get(handle).cloned()
             })
             .collect()
     }
@@ -207,12 +220,7 @@ impl Registry {
     /// Volumes in the order of their ids, behind `after`, at most so many.
     #[must_use]
     pub fn volumes(&self, after: Option<&Handle>, most: usize) -> Vec<(NodeName, Arc<Volume>)> {
-        let index = self.read();
-        let row = |(handle, node): (&Handle, &NodeName)| {
-            let volume = index.nodes.get(node)?.inventory.volumes.get(handle)?;
-            Some((node.clone(), Arc::clone(volume)))
-        };
-        index.volumes.range(behind(after)).filter_map(row).take(most).collect()
+        self.read().list(after, most, |inventory| &inventory.volumes, |_| true)
     }
 
     /// Snapshots in the order of their ids, behind `after`, that `wanted` takes, at most so many.
@@ -223,12 +231,7 @@ impl Registry {
         most: usize,
         wanted: impl Fn(&Snapshot) -> bool,
     ) -> Vec<(NodeName, Arc<Snapshot>)> {
-        let index = self.read();
-        let row = |(handle, node): (&Handle, &NodeName)| {
-            let snapshot = index.nodes.get(node)?.inventory.snapshots.get(handle)?;
-            wanted(snapshot).then(|| (node.clone(), Arc::clone(snapshot)))
-        };
-        index.snapshots.range(behind(after)).filter_map(row).take(most).collect()
+        self.read().list(after, most, |inventory| &inventory.snapshots, wanted)
     }
 
     /// Waits until the inventory of a node shows what an answer of its told.
@@ -254,26 +257,30 @@ impl Node {
     }
 }
 
-fn behind(after: Option<&Handle>) -> (Bound<Handle>, Bound<Handle>) {
-    (after.map_or(Bound::Unbounded, |handle| Bound::Excluded(handle.clone())), Bound::Unbounded)
-}
-
 impl Session {
     /// The node has this now.
     pub fn update(&self, inventory: &Arc<Inventory>) {
+        let inventory = own(&self.node, inventory);
         let mut index = self.registry.write();
         let Some(entry) = index.nodes.get_mut(&self.node).filter(|n| n.session == self.id) else {
             return;
         };
-        let old = std::mem::replace(&mut entry.inventory, Arc::clone(inventory));
-        index.replace(&self.node, &old, inventory);
+        let old = std::mem::replace(&mut entry.inventory, Arc::clone(&inventory));
+        index.replace(&self.node, &old, &inventory);
         drop(index);
         self.registry.changed();
+    }
+
+    /// Waits until the node has so many newer connections that this one has to end.
+    pub async fn replaced(&self) -> Error {
+        self.end.cancelled().await;
+        Error::unavailable("the node has newer connections")
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.end.cancel();
         let mut index = self.registry.write();
         if let Some(entry) = index.nodes.get_mut(&self.node).filter(|n| n.session == self.id) {
             entry.agent = None;
@@ -283,48 +290,137 @@ impl Drop for Session {
     }
 }
 
+/// What a node may speak of: volumes and snapshots in volume groups that it says it has.
+fn own(node: &NodeName, told: &Arc<Inventory>) -> Arc<Inventory> {
+    let is_own = |handle: &Handle| told.vgs.contains_key(&handle.vg);
+    let foreign = told.volumes.keys().chain(told.snapshots.keys()).find(|h| !is_own(h));
+    let Some(foreign) = foreign else { return Arc::clone(told) };
+    tracing::error!(%node, %foreign, "the node tells of volumes in volume groups that it does not have: they are left out");
+    let mut rest = (**told).clone();
+    rest.volumes.retain(|handle, _| is_own(handle));
+    rest.snapshots.retain(|handle, _| is_own(handle));
+    Arc::new(rest)
+}
+
 impl Index {
+    fn node_of(&self, vg: &LvmUuid) -> Result<&NodeName> {
+        let nodes = self.vgs.get(vg);
+        match (nodes.and_then(BTreeSet::first), nodes.map_or(0, BTreeSet::len)) {
+            (Some(node), 1) => Ok(node),
+            (None, _) => Err(Error::unavailable(format!(
+                "no node that is connected has volume group {vg}: its node may be down, or its disks missing"
+            ))),
+            (Some(_), _) => Err(Error::unavailable(self.dispute(vg).unwrap_or_default())),
+        }
+    }
+
+    /// Why nobody is believed about a volume group. `None` where one node has it.
+    fn dispute(&self, vg: &LvmUuid) -> Option<String> {
+        let nodes = self.vgs.get(vg).filter(|nodes| nodes.len() > 1)?;
+        let say = |node: &NodeName| {
+            let connected = self.nodes.get(node).is_some_and(Node::is_known);
+            if connected { node.to_string() } else { format!("{node} (not connected now)") }
+        };
+        let nodes: Vec<String> = nodes.iter().map(say).collect();
+        Some(format!(
+            "more than one node says that it has volume group {vg}: {}; none is believed. Disks that both see, or copies of one              disk, have to be taken from one of them (vgchange --uuid gives a copy its own identifier); if the disks were moved for good,              restart the controller; if neither is so, a node lies",
+            nodes.join(" and ")
+        ))
+    }
+
+    /// A node's inventory as it counts.
+    fn shown(&self, node: &Node) -> Arc<Inventory> {
+        let disputed = |state: &BackendState| match state {
+            BackendState::Ready { vg, .. } => self.dispute(vg),
+            BackendState::Unusable(_) | BackendState::Unknown(_) => None,
+        };
+        if !node.inventory.backends.values().any(|b| disputed(&b.state).is_some()) {
+            return Arc::clone(&node.inventory);
+        }
+        let mut shown = (*node.inventory).clone();
+        for backend in shown.backends.values_mut() {
+            if let Some(why) = disputed(&backend.state) {
+                backend.state = BackendState::Unknown(why);
+            }
+        }
+        Arc::new(shown)
+    }
+
+    /// Records in the order of their ids, behind `after`, at most so many. Those in dispute are
+    /// left out.
+    fn list<T>(
+        &self,
+        after: Option<&Handle>,
+        most: usize,
+        records: impl Fn(&Inventory) -> &BTreeMap<Handle, Arc<T>>,
+        wanted: impl Fn(&T) -> bool,
+    ) -> Vec<(NodeName, Arc<T>)> {
+        let mut rows = Vec::new();
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Included(&after.vg));
+        for (vg, nodes) in self.vgs.range::<LvmUuid, _>((from, Bound::Unbounded)) {
+            let name = nodes.first().filter(|_| nodes.len() == 1);
+            let Some((name, node)) = name.and_then(|n| Some((n, self.nodes.get(n)?))) else {
+                continue;
+            };
+            let behind = after.filter(|after| after.vg == *vg);
+            let behind = behind.map_or(Bound::Unbounded, Bound::Excluded);
+            let of_vg = records(&node.inventory)
+                .range::<Handle, _>((behind, Bound::Unbounded))
+                .skip_while(|(handle, _)| handle.vg < *vg)
+                .take_while(|(handle, _)| handle.vg == *vg)
+                .filter(|(_, record)| wanted(record));
+            let left = most.saturating_sub(rows.len());
+            rows.extend(of_vg.take(left).map(|(_, record)| (name.clone(), Arc::clone(record))));
+            if rows.len() >= most {
+                break;
+            }
+        }
+        rows
+    }
+
     fn replace(&mut self, node: &NodeName, old: &Inventory, new: &Inventory) {
         for vg in old.vgs.keys().filter(|vg| !new.vgs.contains_key(*vg)) {
-            if self.vgs.get(vg) == Some(node) {
-                self.vgs.remove(vg);
+            if let Some(nodes) = self.vgs.get_mut(vg) {
+                nodes.remove(node);
+                if nodes.is_empty() {
+                    self.vgs.remove(vg);
+                }
             }
         }
-        for (vg, name) in &new.vgs {
-            let before = self.vgs.insert(vg.clone(), node.clone());
-            if let Some(before) = before.filter(|before| before != node) {
-                tracing::warn!(%vg, %name, %node, %before, "a volume group is seen on another node than before");
+        for vg in new.vgs.keys() {
+            let is_new = self.vgs.entry(vg.clone()).or_default().insert(node.clone());
+            if let Some(why) = self.dispute(vg).filter(|_| is_new) {
+                tracing::error!(%node, "{why}");
             }
         }
-        for (handle, gone) in old.volumes.iter().filter(|(h, _)| !new.volumes.contains_key(*h)) {
-            if self.volumes.get(handle) == Some(node) {
-                self.volumes.remove(handle);
-                unname(&mut self.volume_names, &gone.name, handle);
-            }
-        }
-        for (handle, volume) in &new.volumes {
-            self.volumes.insert(handle.clone(), node.clone());
-            self.volume_names.entry(volume.name.clone()).or_default().insert(handle.clone());
-        }
-        for (handle, gone) in old.snapshots.iter().filter(|(h, _)| !new.snapshots.contains_key(*h))
-        {
-            if self.snapshots.get(handle) == Some(node) {
-                self.snapshots.remove(handle);
-                unname(&mut self.snapshot_names, &gone.name, handle);
-            }
-        }
-        for (handle, snapshot) in &new.snapshots {
-            self.snapshots.insert(handle.clone(), node.clone());
-            self.snapshot_names.entry(snapshot.name.clone()).or_default().insert(handle.clone());
-        }
+        rename(&mut self.volume_names, node, &old.volumes, &new.volumes, |v| &v.name);
+        rename(&mut self.snapshot_names, node, &old.snapshots, &new.snapshots, |s| &s.name);
     }
 }
 
-fn unname(names: &mut BTreeMap<CsiName, BTreeSet<Handle>>, name: &CsiName, handle: &Handle) {
-    if let Some(handles) = names.get_mut(name) {
-        handles.remove(handle);
-        if handles.is_empty() {
-            names.remove(name);
+/// Keeps the names of a node's records.
+fn rename<T>(
+    names: &mut BTreeMap<CsiName, BTreeSet<(NodeName, Handle)>>,
+    node: &NodeName,
+    old: &BTreeMap<Handle, Arc<T>>,
+    new: &BTreeMap<Handle, Arc<T>>,
+    name: impl Fn(&T) -> &CsiName,
+) {
+    for (handle, record) in old {
+        if new.get(handle).is_some_and(|now| name(now) == name(record)) {
+            continue;
+        }
+        if let Some(found) = names.get_mut(name(record)) {
+            found.remove(&(node.clone(), handle.clone()));
+            if found.is_empty() {
+                names.remove(name(record));
+            }
+        }
+    }
+    for (handle, record) in new {
+        if old.get(handle).is_none_or(|before| name(before) != name(record)) {
+            let found = names.entry(name(record).clone()).or_default();
+            found.insert((node.clone(), handle.clone()));
         }
     }
 }

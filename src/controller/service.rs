@@ -18,7 +18,7 @@ use crate::domain::{
 };
 use crate::error::{Error, ErrorKind, Result, few};
 use crate::lvm::layout::ThickLayout;
-use crate::names::{CsiName, Handle, NodeName};
+use crate::names::{CsiName, Handle, LvName, NodeName};
 use crate::units::Bytes;
 
 /// A controller that has just started does not choose among nodes until all that live have had the
@@ -165,6 +165,9 @@ impl Controller {
             match agent.create_volume(request.clone()).await {
                 Ok(Told { value, revision }) => {
                     self.registry.shows(&node, revision).await;
+                    let expected = LvName::for_volume(&request.name);
+                    let right = value.name == request.name && value.handle.lv == expected;
+                    self.believe(&node, &value.handle, right)?;
                     return Ok((node, value));
                 }
                 // Nothing was left there; another node may have room.
@@ -187,7 +190,7 @@ impl Controller {
         doubt: Option<NodeName>,
     ) -> Result<Vec<NodeName>> {
         // Where it is already, perhaps half, it has to be finished.
-        if let Some(node) = self.registry.nodes_with_volume(&request.name).into_iter().next() {
+        if let Some(node) = self.registry.node_with_volume(&request.name)? {
             return Ok(vec![node]);
         }
         if let Some(source) = &request.source {
@@ -314,9 +317,28 @@ impl Controller {
             )));
         }
         let node = self.registry.node_of(&request.source)?;
+        let (name, source) = (request.name.clone(), request.source.clone());
         let told = self.registry.agent(&node)?.create_snapshot(request).await?;
         self.registry.shows(&node, told.revision).await;
-        Ok((node, told.value))
+        let Told { value, .. } = told;
+        let right = value.name == name
+            && value.source == source
+            && value.handle.vg == source.vg
+            && value.handle.lv == LvName::for_snapshot(&name);
+        self.believe(&node, &value.handle, right)?;
+        Ok((node, value))
+    }
+
+    /// Whether what a node has made can be what was asked for. An id leads to whatever bears it, and
+    /// is kept for ever: one of another node's must not come from this one.
+    fn believe(&self, node: &NodeName, handle: &Handle, right: bool) -> Result<()> {
+        if right && self.registry.node_of(handle)? == *node {
+            return Ok(());
+        }
+        tracing::error!(%node, %handle, "the node answers with an id that cannot be its own: it is not believed");
+        Err(Error::unavailable(format!(
+            "node {node} answers with the id {handle}, which cannot be that of what it was asked for"
+        )))
     }
 
     /// Removes a snapshot.

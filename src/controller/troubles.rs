@@ -273,6 +273,7 @@ mod tests {
         Inventory {
             revision: 1,
             backends: [(BackendName::parse("fast").unwrap(), status)].into(),
+            vgs: [(handle().vg, VgName::parse("vg0").unwrap())].into(),
             volumes: [(handle(), Arc::new(volume))].into(),
             troubles: troubles.iter().map(trouble).collect(),
             ..Inventory::default()

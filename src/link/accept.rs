@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cinderblock_proto::agent::v1::{Hello, Labels as WireLabels, Welcome};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -18,15 +18,20 @@ use super::features::Features;
 use super::{GREETING_TIMEOUT, PROTOCOL, hello};
 use crate::agent::Labels;
 use crate::controller::Registry;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::names::NodeName;
-use crate::net;
+use crate::net::{self, Guests};
 
 /// Connections whose peer is not known yet. Thousands of nodes dial at once when a controller
 /// starts; what is over this is closed and dials again.
 const STRANGERS_MAX: usize = 512;
-/// A pause when the system gives no connection (no descriptors left).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Of these from one address: nobody takes all places alone. Nodes behind one address dial again.
+const STRANGERS_OF_ONE_MAX: usize = 64;
+/// How often a connected node has to show a token that is good: so long at most does a connection
+/// outlive what it was made with. Tokens last an hour, and the kubelet renews them.
+pub const IDENTIFY_EVERY: Duration = Duration::from_mins(10);
+/// As much as is repeated of the name and the version that a peer gives itself.
+const REPEATED_MAX: usize = 63;
 
 type Later<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
@@ -72,6 +77,8 @@ pub struct Accept {
     pub authenticator: Arc<dyn Authenticator>,
     /// Who tells labels.
     pub labels: Arc<dyn NodeLabels>,
+    /// How often a node that is connected has to prove who it is.
+    pub identify_every: Duration,
 }
 
 impl Debug for Accept {
@@ -96,24 +103,24 @@ impl Accept {
 
     /// Takes connections of a listener until `stop`.
     pub async fn run_on(self, listener: TcpListener, stop: CancellationToken) {
-        let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+        let strangers = Guests::new(STRANGERS_MAX, STRANGERS_OF_ONE_MAX);
         while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
             let (stream, from) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot take a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(net::ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&strangers).try_acquire_owned() else {
-                tracing::debug!(%from, "closed: {STRANGERS_MAX} peers are being greeted");
+            let Some(place) = strangers.admit(from.ip()) else {
+                tracing::debug!(%from, "closed: too many peers are being greeted");
                 continue;
             };
             let (door, stop) = (self.clone(), stop.clone());
             tokio::spawn(async move {
                 let greeting = tokio::time::timeout(GREETING_TIMEOUT, door.greet(stream)).await;
-                drop(permit);
+                drop(place);
                 match greeting {
                     Ok(Ok(greeted)) => {
                         stop.run_until_cancelled(door.keep(greeted)).await;
@@ -156,7 +163,8 @@ impl Accept {
             labels: now.map(|labels| WireLabels { labels }),
         };
         hello::send(&mut stream, &welcome).await?;
-        let features = Features::new(hello.features, hello.version);
+        let version = hello.version.chars().take(REPEATED_MAX).collect();
+        let features = Features::new(hello.features, version);
         let agent = RemoteAgent::new(peer.node.clone(), stream, features).await?;
         Ok(Greeted { peer, agent, labels })
     }
@@ -169,9 +177,10 @@ impl Accept {
             )));
         }
         if hello.driver_name != self.driver_name {
+            let theirs: String = hello.driver_name.chars().take(REPEATED_MAX).collect();
             return Err(Error::invalid(format!(
-                "the agent is of driver {:?}, this controller of {:?}: check --controller",
-                hello.driver_name, self.driver_name
+                "the agent is of driver {theirs:?}, this controller of {:?}: check --controller",
+                self.driver_name
             )));
         }
         let peer = self.authenticator.authenticate(&hello.token).await?;
@@ -187,8 +196,33 @@ impl Accept {
         let error = tokio::select! {
             error = agent.follow(&session) => error,
             error = tell_labels(&agent, labels) => error,
+            error = self.keep_asking(&peer, &agent) => error,
+            error = session.replaced() => error,
         };
         tracing::warn!(node = %peer.node, pod = peer.pod, error = error.chain(), "the node is not connected any more");
+    }
+
+    /// Asks again and again who the node is. Ends when it is not who it was any more: its pod was
+    /// deleted, or it has no token but an old one.
+    async fn keep_asking(&self, peer: &Peer, agent: &RemoteAgent) -> Error {
+        loop {
+            tokio::time::sleep(self.identify_every).await;
+            let token = match agent.identify().await {
+                Ok(token) => token,
+                Err(error) => return error,
+            };
+            match self.authenticator.authenticate(&token).await {
+                Ok(now) if now.node == peer.node => {}
+                Ok(now) => {
+                    return Error::invalid(format!("its token is now of node {}", now.node));
+                }
+                // Who cannot be asked refuses nobody.
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    tracing::warn!(node = %peer.node, error = error.chain(), "cannot ask whether the node's token is still good; asking later");
+                }
+                Err(error) => return error,
+            }
+        }
     }
 }
 

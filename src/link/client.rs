@@ -25,6 +25,8 @@ use crate::units::Bytes;
 /// The longest that a call to a node may take. Sidecars give up after a minute; LVM on a bad day
 /// takes longer, and its answer is still worth having.
 const CALL_TIMEOUT: Duration = Duration::from_mins(10);
+/// The longest that a node may take to say who it is: it reads a file.
+const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An agent behind a connection.
 #[derive(Clone, Debug)]
@@ -62,13 +64,23 @@ impl RemoteAgent {
         request
     }
 
+    /// An answer's headers may come in time and its body never: a call has its end here as well.
+    async fn ask<T>(
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Status> {
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded("the answer does not come to its end")),
+        }
+    }
+
     /// The connection broke, or the node did not answer: what it does may still happen.
     fn broken(&self, status: &Status) -> Error {
         Error::unavailable(format!(
             "node {} gave no answer ({}: {}); it may still be working on it",
             self.node,
             status.code(),
-            status.message()
+            failure::bounded(status.message())
         ))
     }
 
@@ -101,17 +113,29 @@ impl RemoteAgent {
         }
     }
 
+    /// The token that the node has now.
+    pub(super) async fn identify(&self) -> Result<String> {
+        let mut client = self.client.clone();
+        let call = client.identify(Request::new(pb::IdentifyRequest {}));
+        match tokio::time::timeout(IDENTIFY_TIMEOUT, call).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner().token),
+            Ok(Err(status)) => Err(self.broken(&status)),
+            Err(_) => Err(Error::unavailable(format!("node {} does not say who it is", self.node))),
+        }
+    }
+
     /// Tells the node its labels.
     pub(super) async fn update_labels(&self, labels: Labels) -> Result<()> {
         let request = Self::request(pb::Labels { labels });
-        self.client.clone().update_labels(request).await.map(drop).map_err(|s| self.broken(&s))
+        let answer = Self::ask(self.client.clone().update_labels(request)).await;
+        answer.map(drop).map_err(|s| self.broken(&s))
     }
 
-    fn done(&self, answer: Result<tonic::Response<pb::DoneResponse>, Status>) -> Result<Told<()>> {
-        let answer = answer.map_err(|s| self.broken(&s))?.into_inner();
+    fn done(&self, answer: Result<pb::DoneResponse, Status>) -> Result<Told<()>> {
+        let answer = answer.map_err(|s| self.broken(&s))?;
         match answer.failure {
             None => Ok(Told { value: (), revision: answer.revision }),
-            Some(failure) => Err(failure::error(failure)),
+            Some(failure) => Err(failure::error(&failure)),
         }
     }
 }
@@ -122,13 +146,13 @@ impl VolumeAgent for RemoteAgent {
         Box::pin(async move {
             self.features.volume(&self.node, &request)?;
             let request = Self::request(wire::create_volume(&request));
-            let answer = self.client.clone().create_volume(request).await;
-            let answer = answer.map_err(|s| self.broken(&s))?.into_inner();
+            let answer = Self::ask(self.client.clone().create_volume(request)).await;
+            let answer = answer.map_err(|s| self.broken(&s))?;
             match answer.result {
                 Some(Outcome::Volume(volume)) => {
                     Ok(Told { value: wire::parse_volume(volume)?, revision: answer.revision })
                 }
-                Some(Outcome::Failure(failure)) => Err(failure::error(failure)),
+                Some(Outcome::Failure(failure)) => Err(failure::error(&failure)),
                 None => self.empty(),
             }
         })
@@ -137,7 +161,7 @@ impl VolumeAgent for RemoteAgent {
     fn delete_volume(&self, volume: Handle) -> Answer<'_, Told<()>> {
         Box::pin(async move {
             let request = Self::request(pb::DeleteVolumeRequest { handle: volume.to_string() });
-            self.done(self.client.clone().delete_volume(request).await)
+            self.done(Self::ask(self.client.clone().delete_volume(request)).await)
         })
     }
 
@@ -148,13 +172,13 @@ impl VolumeAgent for RemoteAgent {
                 handle: volume.to_string(),
                 range: Some(wire::range(range)),
             });
-            let answer = self.client.clone().expand_volume(request).await;
-            let answer = answer.map_err(|s| self.broken(&s))?.into_inner();
+            let answer = Self::ask(self.client.clone().expand_volume(request)).await;
+            let answer = answer.map_err(|s| self.broken(&s))?;
             match answer.result {
                 Some(Outcome::SizeBytes(n)) => {
                     Ok(Told { value: Bytes::new(n), revision: answer.revision })
                 }
-                Some(Outcome::Failure(failure)) => Err(failure::error(failure)),
+                Some(Outcome::Failure(failure)) => Err(failure::error(&failure)),
                 None => self.empty(),
             }
         })
@@ -165,13 +189,13 @@ impl VolumeAgent for RemoteAgent {
         Box::pin(async move {
             self.features.snapshot(&self.node, &request)?;
             let request = Self::request(wire::create_snapshot(&request));
-            let answer = self.client.clone().create_snapshot(request).await;
-            let answer = answer.map_err(|s| self.broken(&s))?.into_inner();
+            let answer = Self::ask(self.client.clone().create_snapshot(request)).await;
+            let answer = answer.map_err(|s| self.broken(&s))?;
             match answer.result {
                 Some(Outcome::Snapshot(snapshot)) => {
                     Ok(Told { value: wire::parse_snapshot(&snapshot)?, revision: answer.revision })
                 }
-                Some(Outcome::Failure(failure)) => Err(failure::error(failure)),
+                Some(Outcome::Failure(failure)) => Err(failure::error(&failure)),
                 None => self.empty(),
             }
         })
@@ -180,7 +204,19 @@ impl VolumeAgent for RemoteAgent {
     fn delete_snapshot(&self, snapshot: Handle) -> Answer<'_, Told<()>> {
         Box::pin(async move {
             let request = Self::request(pb::DeleteSnapshotRequest { handle: snapshot.to_string() });
-            self.done(self.client.clone().delete_snapshot(request).await)
+            self.done(Self::ask(self.client.clone().delete_snapshot(request)).await)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_never_ends_is_given_up() {
+        let never = std::future::pending::<Result<tonic::Response<()>, Status>>();
+        let given_up = RemoteAgent::ask(never).await.unwrap_err();
+        assert_eq!(given_up.code(), tonic::Code::DeadlineExceeded);
     }
 }

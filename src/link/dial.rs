@@ -138,7 +138,8 @@ impl<H: Host> Dialler<H> {
         }
         tracing::info!(controller = %address, "connected to the controller");
         let (labels, stop) = (Arc::clone(&self.labels), self.stop.clone());
-        serve::serve(stream, self.agent.clone(), labels, stop).await
+        let token_file = self.dial.token_file.clone();
+        serve::serve(stream, self.agent.clone(), labels, token_file, stop).await
     }
 
     async fn open(&self, address: SocketAddr) -> Result<(TlsStream<TcpStream>, Welcome)> {
@@ -174,12 +175,9 @@ async fn greet(dial: &Dial, stream: TcpStream) -> Result<(TlsStream<TcpStream>, 
             Error::unavailable("the controller's certificate or TLS is refused").because(e)
         })?;
     // Only now: who has no certificate that we trust never sees the token.
-    let token = std::fs::read_to_string(&dial.token_file).map_err(|e| {
-        Error::host(format!("cannot read the token {}", dial.token_file.display())).because(e)
-    })?;
     let greeting = Hello {
         protocol: PROTOCOL,
-        token: token.trim().to_owned(),
+        token: serve::token(&dial.token_file).await?,
         driver_name: dial.driver_name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         features: features::OURS.map(str::to_owned).to_vec(),

@@ -7,7 +7,8 @@
 //!   dial: TLS to each controller  ------>  accept: TLS, deadline
 //!   Hello { token }               ------>  who is it? (Authenticator)
 //!                                 <------  Welcome { labels } or a refusal
-//!   serve: NodeAgent over HTTP/2  <-----   client: watches the inventory, asks for changes
+//!   serve: NodeAgent over HTTP/2  <-----   client: watches the inventory, asks for changes, and
+//!                                          asks again now and then who it is
 //! ```
 
 mod accept;
@@ -21,7 +22,7 @@ mod stream;
 mod troubles;
 mod wire;
 
-pub use accept::{Accept, Authenticator, NodeLabels, Peer};
+pub use accept::{Accept, Authenticator, IDENTIFY_EVERY, NodeLabels, Peer};
 pub use dial::{Dial, run as dial};
 
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! The node's side of the protocol: the agent as a gRPC service.
 
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ pub(super) async fn serve<H: Host>(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     agent: Agent<H>,
     labels: Arc<watch::Sender<Option<Labels>>>,
+    token_file: PathBuf,
     stop: CancellationToken,
 ) -> Result<()> {
     let ended = CancellationToken::new();
@@ -49,7 +51,7 @@ pub(super) async fn serve<H: Host>(
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .concurrency_limit_per_connection(CALLS_MAX)
-        .add_service(NodeAgentServer::new(Service { agent, labels, stop }))
+        .add_service(NodeAgentServer::new(Service { agent, labels, token_file, stop }))
         .serve_with_incoming_shutdown(incoming, end)
         .await
         .map_err(|e| Error::unavailable("the connection to the controller failed").because(e))
@@ -58,8 +60,18 @@ pub(super) async fn serve<H: Host>(
 struct Service<H> {
     agent: Agent<H>,
     labels: Arc<watch::Sender<Option<Labels>>>,
+    /// The kubelet renews it there.
+    token_file: PathBuf,
     /// Ends the streams, which have no end of their own: a server waits for them.
     stop: CancellationToken,
+}
+
+/// The token that the node has now.
+pub(super) async fn token(file: &Path) -> Result<String> {
+    let text = tokio::fs::read_to_string(file).await;
+    let text = text
+        .map_err(|e| Error::host(format!("cannot read the token {}", file.display())).because(e))?;
+    Ok(text.trim().to_owned())
 }
 
 fn handle(text: &str) -> Result<Handle> {
@@ -105,6 +117,16 @@ impl<H: Host> NodeAgent for Service<H> {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn identify(
+        &self,
+        _: Request<pb::IdentifyRequest>,
+    ) -> Result<Response<pb::IdentifyResponse>, Status> {
+        match token(&self.token_file).await {
+            Ok(token) => Ok(Response::new(pb::IdentifyResponse { token })),
+            Err(error) => Err(Status::unavailable(error.chain())),
+        }
     }
 
     async fn update_labels(

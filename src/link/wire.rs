@@ -5,7 +5,8 @@ use std::sync::Arc;
 use cinderblock_proto::agent::v1 as pb;
 use pb::create_volume_request::Layout;
 
-use super::troubles;
+use super::{failure, troubles};
+use crate::config::BACKENDS_MAX;
 use crate::domain::{
     BackendCapacity, BackendState, BackendStatus, CapacityRange, ContentSource, CowSize,
     CreateSnapshot, CreateVolume, Inventory, PoolCapacity, Provisioning, Snapshot, Volume,
@@ -17,6 +18,14 @@ use crate::lvm::tag::{Claim, Usage, Wipe};
 use crate::names::{BackendName, CsiName, Handle, LvmUuid, NameError, VgName};
 use crate::units::{Bytes, ExtentSize};
 
+/// What a node may have, as the controller keeps it. LVM's metadata takes as many records at the very
+/// most, and they come to some 20 MiB.
+const HELD_MAX: usize = 32_768;
+/// Volume groups of a node, its runs of free extents, and the PVs that have any. More runs than that are
+/// left out: then less is offered.
+const GROUPS_MAX: usize = 1_024;
+const RUNS_MAX: usize = 32_768;
+const PVS_MAX: usize = 1_024;
 /// Records in one event. A record has about 200 bytes; a message may have 4 MiB.
 const RECORDS_MAX: usize = 5_000;
 
@@ -268,8 +277,8 @@ fn parse_backend(backend: pb::Backend) -> Result<(BackendName, BackendStatus)> {
     let volume_group = VgName::parse(&backend.volume_group).map_err(|e| bad("volume group", &e))?;
     let state = match backend.state {
         Some(State::Ready(ready)) => parse_ready(ready)?,
-        Some(State::Unusable(why)) => BackendState::Unusable(why.sentence),
-        Some(State::Unknown(why)) => BackendState::Unknown(why.sentence),
+        Some(State::Unusable(why)) => BackendState::Unusable(failure::bounded(&why.sentence)),
+        Some(State::Unknown(why)) => BackendState::Unknown(failure::bounded(&why.sentence)),
         None => BackendState::Unknown("the node's agent says something unknown of it".to_owned()),
     };
     Ok((name, BackendStatus { volume_group, state }))
@@ -293,10 +302,28 @@ fn parse_ready(ready: pb::Ready) -> Result<BackendState> {
         extent_size,
         vg_size: Bytes::new(ready.volume_group_bytes),
         reserve: Bytes::new(ready.reserve_bytes),
-        free_runs: ready.free.into_iter().map(|runs| runs.extents).collect(),
+        free_runs: free_runs(ready.free),
         pool,
     };
     Ok(BackendState::Ready { vg, capacity })
+}
+
+fn free_runs(told: Vec<pb::ready::Runs>) -> Vec<Vec<u64>> {
+    let mut left = RUNS_MAX;
+    let mut some = |mut runs: pb::ready::Runs| {
+        runs.extents.truncate(left);
+        runs.extents.shrink_to_fit();
+        left = left.saturating_sub(runs.extents.len());
+        runs.extents
+    };
+    told.into_iter().take(PVS_MAX).map(&mut some).collect()
+}
+
+fn few(count: usize, most: usize, what: &str) -> Result<()> {
+    if count > most {
+        return Err(Error::invalid(format!("the peer tells of {count} {what}, more than {most}")));
+    }
+    Ok(())
 }
 
 /// The events that make `new` of `old`. `None` as `old`: of nothing.
@@ -353,10 +380,12 @@ pub(super) fn apply(inventory: &mut Inventory, event: pb::InventoryEvent) -> Res
         *inventory = Inventory::default();
     }
     if let Some(backends) = event.backends {
+        few(backends.backends.len(), BACKENDS_MAX, "backends")?;
         inventory.backends =
             backends.backends.into_iter().map(parse_backend).collect::<Result<_>>()?;
     }
     if let Some(groups) = event.volume_groups {
+        few(groups.names.len(), GROUPS_MAX, "volume groups")?;
         let parse = |(uuid, name): (String, String)| {
             let uuid = LvmUuid::parse(&uuid).map_err(|e| bad("volume group", &e))?;
             Ok((uuid, VgName::parse(&name).map_err(|e| bad("volume group", &e))?))
@@ -380,6 +409,8 @@ pub(super) fn apply(inventory: &mut Inventory, event: pb::InventoryEvent) -> Res
         let snapshot = parse_snapshot(snapshot)?;
         inventory.snapshots.insert(snapshot.handle.clone(), Arc::new(snapshot));
     }
+    let held = inventory.volumes.len().saturating_add(inventory.snapshots.len());
+    few(held, HELD_MAX, "volumes and snapshots")?;
     inventory.revision = event.revision;
     Ok(())
 }
@@ -485,6 +516,15 @@ mod tests {
             prop_assert_eq!(&copy, &new);
             prop_assert_eq!(events(Some(&new), &new).len(), 1);
         }
+    }
+
+    #[test]
+    fn runs_over_the_bound_are_left_out() {
+        let runs = |n| pb::ready::Runs { extents: vec![1; n] };
+        let kept = free_runs(vec![runs(10), runs(RUNS_MAX), runs(10)]);
+        assert_eq!(kept.iter().map(Vec::len).sum::<usize>(), RUNS_MAX);
+        assert_eq!(free_runs(vec![runs(1); PVS_MAX + 1]).len(), PVS_MAX);
+        assert_eq!(free_runs(vec![runs(2), runs(0)]), [vec![1, 1], vec![]]);
     }
 
     #[test]

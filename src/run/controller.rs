@@ -17,7 +17,7 @@ use crate::host::Linux;
 use crate::kube::{
     Api, AuthorityStore, Claims, Events, NodeLabelsWatch, TokenReviews, keep_certificate,
 };
-use crate::link::Accept;
+use crate::link::{self, Accept};
 use crate::metrics::Metrics;
 use crate::names::topology_key;
 use crate::net;
@@ -35,6 +35,13 @@ pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()>
         u64::try_from(counted.connected()).unwrap_or(u64::MAX)
     });
 
+    let disputed = Arc::clone(&registry);
+    metrics.show(
+        "cinderblock_volume_groups_disputed",
+        "Volume groups that more than one node says it has",
+        move || u64::try_from(disputed.disputed()).unwrap_or(u64::MAX),
+    );
+
     // These outlive the CSI service: its last calls need the nodes.
     let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
     let identity = Identity::default();
@@ -47,6 +54,7 @@ pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()>
         tls: TlsAcceptor::from(Arc::new(tls::server_config(identity.clone())?)),
         authenticator: Arc::new(TokenReviews::new(api.clone(), &namespace, &node_service_account)),
         labels,
+        identify_every: link::IDENTIFY_EVERY,
     };
 
     let key = topology_key(&driver_name);

@@ -27,9 +27,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{CONFIG, Node, thin};
 
-/// Takes tokens of the form `node:NAME`.
+/// Takes tokens of the form `node:NAME`, and cannot tell of one.
 #[derive(Debug, Default)]
-struct Tokens(Mutex<Vec<String>>);
+pub(crate) struct Tokens(pub(crate) Mutex<Vec<String>>);
 
 impl Authenticator for Tokens {
     fn authenticate<'a>(
@@ -39,7 +39,11 @@ impl Authenticator for Tokens {
         self.0.lock().unwrap().push(token.to_owned());
         let peer = token.strip_prefix("node:").and_then(|name| NodeName::parse(name).ok());
         let peer = peer.map(|node| Peer { node, pod: "pod".to_owned() });
-        Box::pin(async move { peer.ok_or_else(|| Error::invalid("not a token")) })
+        let none = match token {
+            "nobody answers" => Error::unavailable("the API server is away"),
+            _ => Error::invalid("not a token"),
+        };
+        Box::pin(async move { peer.ok_or(none) })
     }
 }
 
@@ -54,23 +58,28 @@ impl NodeLabels for SameLabels {
 
 /// A controller's door.
 pub(crate) struct Door {
-    registry: Arc<Registry>,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) controller: Controller,
     pub(crate) address: SocketAddr,
     pub(crate) authority: Authority,
     pub(crate) identity: Identity,
-    tokens: Arc<Tokens>,
+    pub(crate) tokens: Arc<Tokens>,
     labels: Arc<SameLabels>,
     _end: tokio_util::sync::DropGuard,
 }
 
-fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     i64::try_from(since.as_secs()).unwrap()
 }
 
 impl Door {
     pub(crate) async fn open() -> Self {
+        Self::open_asking(link::IDENTIFY_EVERY).await
+    }
+
+    /// One that asks its nodes so often who they are.
+    pub(crate) async fn open_asking(identify_every: Duration) -> Self {
         let authority = Authority::new(now()).unwrap();
         let identity = Identity::default();
         let (chain, key) = authority.sign("localhost", now()).unwrap();
@@ -83,6 +92,7 @@ impl Door {
             tls: TlsAcceptor::from(Arc::new(server_config(identity.clone()).unwrap())),
             authenticator: Arc::clone(&tokens) as Arc<dyn Authenticator>,
             labels: Arc::clone(&labels) as Arc<dyn NodeLabels>,
+            identify_every,
         };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -107,9 +117,9 @@ impl Door {
 
 /// A node that dials.
 pub(crate) struct Dialling {
-    node: Node,
-    dir: tempfile::TempDir,
-    stop: CancellationToken,
+    pub(crate) node: Node,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
 

@@ -158,6 +158,13 @@ impl NodeAgent for OldAgent {
         Ok(Response::new(Box::pin(told.chain(tokio_stream::pending()))))
     }
 
+    async fn identify(
+        &self,
+        _: Request<pb::IdentifyRequest>,
+    ) -> Result<Response<pb::IdentifyResponse>, Status> {
+        Err(Status::unimplemented("there was no such call"))
+    }
+
     async fn update_labels(
         &self,
         _: Request<pb::Labels>,

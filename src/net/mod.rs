@@ -1,8 +1,16 @@
-//! Listening: on Unix sockets that are private from their first moment, and on TCP.
+//! Listening: on Unix sockets that are private from their first moment, and on TCP. How many may
+//! come.
+
+mod clients;
+mod guests;
+
+pub use clients::{Client, clients};
+pub use guests::{Guest, Guests};
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::Mode;
 use tokio::net::{TcpListener, UnixListener, UnixSocket};
@@ -11,6 +19,8 @@ use crate::error::{Error, Result};
 
 /// Connections that wait to be accepted. Sidecars have one each.
 const BACKLOG: u32 = 64;
+/// A pause when the system gives no connection (no descriptors left).
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Listens at a path. A socket that an earlier process left there is removed; anything else is not.
 ///
