@@ -2,7 +2,8 @@
 //! entry of a node that went away stays as it was last seen, and is marked so.
 //!
 //! A node speaks for its own volume groups alone. What it says of others is left out, and a volume
-//! group that two nodes say they have is nobody's: nothing is asked and nothing believed of it.
+//! group that two nodes say they have is nobody's: nothing is asked and nothing believed of it. But
+//! disks move: a node that stays away loses them to the one that has them now.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
@@ -10,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::{BackendState, Inventory, Snapshot, Volume, VolumeAgent};
@@ -22,6 +24,10 @@ const SHOW_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections of one node at a time; one more ends the oldest. A node has one for each address of
 /// the controller, and one that it lost may still be here.
 const SESSIONS_MAX: usize = 4;
+
+/// How long a node has to be away until another is believed that has its volume group now. Longer
+/// than a reboot: until then the other may be a liar that waits for one.
+const AWAY: Duration = Duration::from_mins(10);
 
 /// All nodes.
 #[derive(Debug, Default)]
@@ -44,6 +50,8 @@ struct Index {
 struct Node {
     /// `None` while it is not connected.
     agent: Option<Arc<dyn VolumeAgent>>,
+    /// Since when.
+    away: Option<Instant>,
     session: u64,
     /// Its connections, the oldest first.
     ends: VecDeque<CancellationToken>,
@@ -76,6 +84,7 @@ impl Registry {
         let id = index.sessions;
         let entry = index.nodes.entry(node.clone()).or_insert_with(|| Node {
             agent: None,
+            away: None,
             session: id,
             ends: VecDeque::new(),
             inventory: Arc::default(),
@@ -88,6 +97,7 @@ impl Registry {
             entry.ends.pop_front().unwrap_or_default().cancel();
         }
         entry.agent = Some(agent);
+        entry.away = None;
         // What it had before may have changed while it was away: nothing is known until it tells.
         let before = Arc::clone(&entry.inventory);
         entry.inventory = Arc::new(Inventory { revision: 0, ..(*before).clone() });
@@ -115,7 +125,8 @@ impl Registry {
     /// The number of volume groups that more than one node says it has.
     #[must_use]
     pub fn disputed(&self) -> usize {
-        self.read().vgs.values().filter(|nodes| nodes.len() > 1).count()
+        let index = self.read();
+        index.vgs.keys().filter(|vg| index.holders(vg).len() > 1).count()
     }
 
     /// All nodes ever seen, with what they last told and whether they are connected. Nothing is
@@ -198,7 +209,9 @@ impl Registry {
         let mut dispute = None;
         for (node, handle) in index.volume_names.get(name).into_iter().flatten() {
             match index.node_of(&handle.vg) {
-                Ok(_) => return Ok(Some(node.clone())),
+                Ok(holder) if holder == node => return Ok(Some(node.clone())),
+                // Its disks have gone elsewhere since.
+                Ok(_) => {}
                 Err(error) => dispute = Some(error),
             }
         }
@@ -284,6 +297,7 @@ impl Drop for Session {
         let mut index = self.registry.write();
         if let Some(entry) = index.nodes.get_mut(&self.node).filter(|n| n.session == self.id) {
             entry.agent = None;
+            entry.away = Some(Instant::now());
         }
         drop(index);
         self.registry.changed();
@@ -304,26 +318,38 @@ fn own(node: &NodeName, told: &Arc<Inventory>) -> Arc<Inventory> {
 
 impl Index {
     fn node_of(&self, vg: &LvmUuid) -> Result<&NodeName> {
-        let nodes = self.vgs.get(vg);
-        match (nodes.and_then(BTreeSet::first), nodes.map_or(0, BTreeSet::len)) {
-            (Some(node), 1) => Ok(node),
-            (None, _) => Err(Error::unavailable(format!(
+        match self.holders(vg)[..] {
+            [node] => Ok(node),
+            [] => Err(Error::unavailable(format!(
                 "no node that is connected has volume group {vg}: its node may be down, or its disks missing"
             ))),
-            (Some(_), _) => Err(Error::unavailable(self.dispute(vg).unwrap_or_default())),
+            [..] => Err(Error::unavailable(self.dispute(vg).unwrap_or_default())),
         }
+    }
+
+    /// The nodes that have a volume group, for all that is known: more than one is a dispute.
+    fn holders(&self, vg: &LvmUuid) -> Vec<&NodeName> {
+        let all = self.vgs.get(vg).into_iter().flatten();
+        let is_here = |node: &&NodeName| {
+            let away = self.nodes.get(*node).and_then(|node| node.away);
+            away.is_none_or(|since| since.elapsed() < AWAY)
+        };
+        let here: Vec<_> = all.clone().filter(is_here).collect();
+        if here.is_empty() { all.collect() } else { here }
     }
 
     /// Why nobody is believed about a volume group. `None` where one node has it.
     fn dispute(&self, vg: &LvmUuid) -> Option<String> {
-        let nodes = self.vgs.get(vg).filter(|nodes| nodes.len() > 1)?;
+        let nodes = Some(self.holders(vg)).filter(|nodes| nodes.len() > 1)?;
         let say = |node: &NodeName| {
             let connected = self.nodes.get(node).is_some_and(Node::is_known);
             if connected { node.to_string() } else { format!("{node} (not connected now)") }
         };
-        let nodes: Vec<String> = nodes.iter().map(say).collect();
+        let nodes: Vec<String> = nodes.into_iter().map(say).collect();
         Some(format!(
-            "more than one node says that it has volume group {vg}: {}; none is believed. Disks that both see, or copies of one              disk, have to be taken from one of them (vgchange --uuid gives a copy its own identifier); if the disks were moved for good,              restart the controller; if neither is so, a node lies",
+            "more than one node says that it has volume group {vg}: {}; none is believed. Disks that both see, or copies of one disk, have to be taken from \
+             one of them (vgchange --uuid gives a copy its own identifier); disks that were moved are believed \
+             when the other node has been away for ten minutes; if neither is so, a node lies",
             nodes.join(" and ")
         ))
     }
@@ -357,11 +383,9 @@ impl Index {
     ) -> Vec<(NodeName, Arc<T>)> {
         let mut rows = Vec::new();
         let from = after.map_or(Bound::Unbounded, |after| Bound::Included(&after.vg));
-        for (vg, nodes) in self.vgs.range::<LvmUuid, _>((from, Bound::Unbounded)) {
-            let name = nodes.first().filter(|_| nodes.len() == 1);
-            let Some((name, node)) = name.and_then(|n| Some((n, self.nodes.get(n)?))) else {
-                continue;
-            };
+        for vg in self.vgs.range::<LvmUuid, _>((from, Bound::Unbounded)).map(|(vg, _)| vg) {
+            let [name] = self.holders(vg)[..] else { continue };
+            let Some(node) = self.nodes.get(name) else { continue };
             let behind = after.filter(|after| after.vg == *vg);
             let behind = behind.map_or(Bound::Unbounded, Bound::Excluded);
             let of_vg = records(&node.inventory)

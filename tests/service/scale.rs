@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cinderblock::config::Config;
 use cinderblock::controller::{Controller, Registry, Session};
@@ -148,6 +148,41 @@ fn all_volumes(controller: &Controller) -> (BTreeSet<Handle>, usize) {
             None => return (seen, pages),
         }
     }
+}
+
+/// A node that is away for long loses its volume groups to the one that has them now, and no sooner.
+#[tokio::test(start_paused = true)]
+async fn disks_that_were_moved_are_found_on_their_new_node() {
+    let (registry, config) = (
+        Arc::new(Registry::default()),
+        watch::Sender::new(Arc::new(Config::parse(CONFIG).unwrap())),
+    );
+    let controller = Controller::new(Arc::clone(&registry), config.subscribe(), None, false);
+    let node = |name: &str| NodeName::parse(name).unwrap();
+    let (old, new) = (FakeAgent::new(1), FakeAgent::new(1));
+    let handle = old.inventory.lock().unwrap().volumes.keys().next().unwrap().clone();
+    old.connect(&registry, &node("old"));
+    assert_eq!(controller.volume(&handle).unwrap().0, node("old"));
+    new.connect(&registry, &node("new"));
+    let unknown = |minutes: u64| {
+        let refused = controller.volume(&handle).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable, "after {minutes} minutes");
+        assert!(controller.volumes(None, None).entries.is_empty());
+    };
+    unknown(0);
+    tokio::time::sleep(Duration::from_mins(60)).await;
+    unknown(60);
+    drop(old.session.lock().unwrap().take());
+    tokio::time::sleep(Duration::from_mins(9)).await;
+    unknown(9);
+    tokio::time::sleep(Duration::from_mins(2)).await;
+    assert_eq!(controller.volume(&handle).unwrap().0, node("new"));
+    assert_eq!(controller.volumes(None, None).entries.len(), VOLUMES_PER_NODE);
+    let name = CsiName::parse("pvc-1-0").unwrap();
+    assert_eq!(registry.node_with_volume(&name).unwrap(), Some(node("new")));
+    // It comes back and still says that it has them: two disks with one identifier.
+    old.connect(&registry, &node("old"));
+    unknown(0);
 }
 
 #[tokio::test]
