@@ -14,10 +14,7 @@ pub(super) async fn blocking<H: Host, T: Send + 'static>(
     host: &Arc<H>,
     work: impl FnOnce(&H) -> T + Send + 'static,
 ) -> Result<T> {
-    let host = Arc::clone(host);
-    tokio::task::spawn_blocking(move || work(&host))
-        .await
-        .map_err(|e| Error::host("a thread of the agent died").because(e))
+    host.apart(work).await.map_err(|e| Error::host("a thread of the agent died").because(e))
 }
 
 /// The same, given up after a time. The thread goes on as long as the kernel holds it.

@@ -22,6 +22,9 @@ pub mod wipe;
 use std::fmt::Debug;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+
+use tokio::task::JoinError;
 
 use crate::lvm::tag::Wipe;
 use crate::units::Bytes;
@@ -71,10 +74,22 @@ pub struct Usage {
 }
 
 /// What the agent needs of a host. All but [`Host::run`] may block, on a hanging disk for ever:
-/// they are called on threads made for that.
+/// they are called by way of [`Host::apart`].
 pub trait Host: Debug + Send + Sync + 'static {
     /// Runs a program to its end.
     fn run(&self, call: &Invocation) -> impl Future<Output = Result<Completed, RunError>> + Send;
+
+    /// Does something that may block, on a thread made for that.
+    ///
+    /// # Errors
+    /// When the thread died.
+    fn apart<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> impl Future<Output = Result<T, JoinError>> + Send {
+        let host = Arc::clone(self);
+        tokio::task::spawn_blocking(move || work(&host))
+    }
 
     /// The active device of that device-mapper name.
     ///

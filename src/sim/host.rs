@@ -3,8 +3,13 @@
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinError;
 
 use super::fault::{Fault, Mode};
+use super::random::Random;
 use super::world::{Holds, MAJOR, World};
 use super::{lvm, print, programs};
 use crate::host::block::Disk;
@@ -19,11 +24,16 @@ use crate::host::{FilesystemUsage, Host, PathKind, Usage, superblock};
 use crate::lvm::tag::Wipe;
 use crate::units::Bytes;
 
+/// What a call takes at most, where calls take their time.
+const CALL_MILLIS_MAX: u64 = 40;
+
 /// A host in memory. Clones are one; an agent that dies leaves it behind for the next.
 #[derive(Clone, Debug)]
 pub struct SimHost {
     world: Arc<Mutex<World>>,
     gate: Arc<Mutex<Gate>>,
+    /// Whether the agent's process is dead.
+    dead: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -31,7 +41,7 @@ struct Gate {
     fault: Option<Fault>,
     effects: Vec<String>,
     runs: Vec<String>,
-    dead: bool,
+    pace: Option<Random>,
 }
 
 /// What the gate says of an effect.
@@ -45,7 +55,43 @@ impl SimHost {
     /// A host.
     #[must_use]
     pub fn new(world: World) -> Self {
-        Self { world: Arc::new(Mutex::new(world)), gate: Arc::default() }
+        Self {
+            world: Arc::new(Mutex::new(world)),
+            gate: Arc::default(),
+            dead: watch::Sender::new(false),
+        }
+    }
+
+    /// The same machine for the process that comes after this one: what is left of that one, which is
+    /// dead from now on, does nothing to it any more.
+    #[must_use]
+    pub fn next_process(&self) -> Self {
+        self.dead.send_replace(true);
+        let gate = Gate { pace: self.gate().pace.clone(), ..Gate::default() };
+        Self {
+            world: Arc::clone(&self.world),
+            gate: Arc::new(Mutex::new(gate)),
+            dead: watch::Sender::new(false),
+        }
+    }
+
+    /// From now on every call takes a while, how long is made from this number: which of several
+    /// that run at once is the first to have its effect differs from number to number, and is the
+    /// same each time with the same one.
+    pub fn pace(&self, seed: u64) {
+        self.gate().pace = Some(Random::new(seed));
+    }
+
+    /// Waits until the agent's process is dead.
+    pub async fn death(&self) {
+        // The sender is here, so that it cannot end otherwise.
+        drop(self.dead.subscribe().wait_for(|dead| *dead).await);
+    }
+
+    /// Whether the agent's process is dead.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        *self.dead.borrow()
     }
 
     /// What there is now.
@@ -63,7 +109,7 @@ impl SimHost {
         let mut gate = self.gate();
         gate.fault = fault;
         gate.effects.clear();
-        gate.dead = false;
+        self.dead.send_replace(false);
     }
 
     /// The effects since [`SimHost::arm`].
@@ -79,15 +125,16 @@ impl SimHost {
     }
 
     fn pass(&self, what: String) -> Pass {
-        let mut gate = self.gate();
-        if gate.dead {
+        if self.is_dead() {
             return Pass::Dead;
         }
+        let mut gate = self.gate();
         let at = gate.effects.len();
         gate.effects.push(what);
         match gate.fault.filter(|fault| fault.at == at) {
             Some(fault) => {
-                gate.dead = fault.mode.kills();
+                drop(gate);
+                self.dead.send_replace(fault.mode.kills());
                 Pass::Strike(fault.mode)
             }
             None => Pass::Free,
@@ -113,7 +160,16 @@ impl SimHost {
     }
 
     fn alive(&self) -> io::Result<()> {
-        if self.gate().dead { Err(io::Error::other("the process is dead")) } else { Ok(()) }
+        if self.is_dead() { Err(io::Error::other("the process is dead")) } else { Ok(()) }
+    }
+
+    /// Others get a chance, as they would while something takes its time.
+    async fn take_time(&self) {
+        let millis = self.gate().pace.as_mut().map(|pace| pace.below(CALL_MILLIS_MAX));
+        match millis {
+            Some(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
+            None => tokio::task::yield_now().await,
+        }
     }
 
     fn execute(&self, call: &Invocation) -> Completed {
@@ -132,8 +188,7 @@ fn not_found(what: &Path) -> io::Error {
 
 impl Host for SimHost {
     async fn run(&self, call: &Invocation) -> Result<Completed, RunError> {
-        // Others get a chance, as they would while a program runs.
-        tokio::task::yield_now().await;
+        self.take_time().await;
         let reads = match call.program {
             Program::Lvm => lvm::is_read(&call.args),
             _ => programs::is_read(call),
@@ -162,6 +217,15 @@ impl Host for SimHost {
                 }
             }
         }
+    }
+
+    /// Nothing blocks here: so that everything has its order, it is done by the caller.
+    async fn apart<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        self.take_time().await;
+        Ok(work(self))
     }
 
     fn device(&self, dm_name: &str) -> io::Result<Option<DmDevice>> {

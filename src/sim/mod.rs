@@ -21,10 +21,12 @@ mod pool_parts;
 mod print;
 mod programs;
 mod raid;
+mod random;
 mod world;
 
 pub use crypt::SimLuks;
 pub use fault::{Fault, Mode};
 pub use host::SimHost;
 pub use pool::SimPool;
+pub use random::Random;
 pub use world::{Content, Mounted, World};
