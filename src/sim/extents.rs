@@ -32,8 +32,14 @@ impl World {
             }
             at = at.saturating_add(area.len);
         }
-        // Where in it its user's data is, nobody knows: it is gone when all of it is.
-        if end >= size && areas.iter().all(|area| self.is_clean(area)) {
+        // Where in it its user's data is, nobody knows: it is gone when all of it is. What has no
+        // extents that are seen is cleared from its start on.
+        let from_start = self.cleared.entry(uuid.clone()).or_default();
+        if offset <= *from_start {
+            *from_start = end.max(*from_start);
+        }
+        let whole = *from_start >= size;
+        if whole || !areas.is_empty() && areas.iter().all(|area| self.is_clean(area)) {
             self.contents.insert(uuid, Content::default());
         }
         true
@@ -46,7 +52,9 @@ impl World {
 
     /// Somebody writes to a device, anywhere.
     pub(super) fn soil(&mut self, node: &Path) {
-        let areas = self.lv_at(node).map(|(_, lv)| lv.areas.clone()).unwrap_or_default();
+        let Some((_, lv)) = self.lv_at(node) else { return };
+        let (areas, uuid) = (lv.areas.clone(), lv.uuid.clone());
+        self.cleared.remove(&uuid);
         let soiled = |pv: &LvmUuid, extent: u64| {
             areas
                 .iter()

@@ -37,6 +37,8 @@ pub struct World {
     pub(super) cow_used: BTreeMap<LvmUuid, Bytes>,
     /// How far LVs are copied from others, from the first byte on.
     pub(super) copied: BTreeMap<(LvmUuid, LvmUuid), u64>,
+    /// How far LVs are cleared since somebody wrote to them, from the first byte on.
+    pub(super) cleared: BTreeMap<LvmUuid, u64>,
     /// Extents that hold nothing of anybody.
     pub(super) clean: BTreeSet<(LvmUuid, u64)>,
     pub(super) numbers: u64,
@@ -255,6 +257,12 @@ impl World {
         let Some(mut lv) = vg.state.lvs.remove(from) else { return };
         lv.name = to.clone();
         vg.state.lvs.insert(to.clone(), lv);
+        if let Some(hidden) = vg.hidden.remove(from) {
+            vg.hidden.insert(to.clone(), hidden);
+        }
+        if let Some(raid) = vg.raid.remove(from) {
+            vg.raid.insert(to.clone(), raid);
+        }
         for other in vg.state.lvs.values_mut() {
             match &mut other.layout {
                 LvLayout::Thin { origin: Some(origin), .. } | LvLayout::Cow { origin, .. }
@@ -300,6 +308,7 @@ impl World {
     /// The host starts anew: nothing is active or mounted.
     pub fn reboot(&mut self) {
         self.active.clear();
+        self.mappings.clear();
         self.mounts.clear();
     }
 
