@@ -21,8 +21,8 @@ use rings::{Needs, RINGS, Ring};
 
 /// Run the tests: all, one ring, or those with a text in their names
 ///
-/// The rings: unit, service, conformance (these need nothing), lvm, sanity, lab (these boot VMs and
-/// need root), kubernetes (a whole cluster in VMs). The ring lab-cluster runs only by its name.
+/// The rings: unit, service, conformance, model (these need nothing), lvm, sanity, lab (these boot VMs
+/// and need root), kubernetes (a whole cluster in VMs). The ring lab-cluster runs only by its name.
 /// docs/testing.md tells what each proves.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

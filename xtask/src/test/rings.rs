@@ -41,7 +41,7 @@ pub(crate) struct Ring {
 }
 
 /// All rings, from the quickest to the one that needs most.
-pub(crate) static RINGS: [Ring; 8] = [
+pub(crate) static RINGS: [Ring; 9] = [
     Ring {
         name: "unit",
         about: "plans, parsers, names and arithmetic of every crate, on nothing but memory",
@@ -62,6 +62,13 @@ pub(crate) static RINGS: [Ring; 8] = [
         needs: Needs::Nothing,
         on_demand: false,
         tests: Tests::Target("conformance"),
+    },
+    Ring {
+        name: "model",
+        about: "random clients and faults on the simulated host, against a model of what must come of it",
+        needs: Needs::Nothing,
+        on_demand: false,
+        tests: Tests::Target("model"),
     },
     Ring {
         name: "lvm",
