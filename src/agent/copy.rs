@@ -146,6 +146,7 @@ impl<H: Host> Agent<H> {
                 for image in state.lvs.values().filter(|lv| is_left(&state, lv)).filter(due) {
                     self.remove_image(&vg, image);
                 }
+                self.remove_lost_copies(&vg).await;
             }
         }
     }

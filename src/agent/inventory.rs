@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::Agent;
 use crate::domain::{
-    BackendState, BackendStatus, ContentSource, Inventory, Provisioning, Snapshot, Volume,
+    BackendState, BackendStatus, ContentSource, Inventory, Provisioning, Snapshot, Unfinished,
+    Volume, What,
 };
 use crate::host::Host;
 use crate::lvm::state::{Lv, VgState};
-use crate::lvm::tag::Source;
+use crate::lvm::tag::{Kind, Source};
 use crate::names::Handle;
 
 /// How often the disks are looked at for changes by others: a few hundred bytes a disk.
@@ -88,17 +89,18 @@ impl<H: Host> Agent<H> {
         let used: Vec<_> = inventory.backends.values().filter_map(ready_vg).cloned().collect();
         for vg in self.0.store.all() {
             let state = vg.state();
-            let before = inventory.volumes.len().saturating_add(inventory.snapshots.len());
+            let before = records(&inventory);
             for lv in state.lvs.values() {
                 if let Some(volume) = volume_of(&state, lv).filter(|_| !lv.is_unfinished()) {
                     inventory.volumes.insert(volume.handle.clone(), Arc::new(volume));
                 } else if let Some(mut snapshot) = snapshot_of(&state, lv) {
                     snapshot.ready = !self.0.cows.is_lost(&lv.uuid);
                     inventory.snapshots.insert(snapshot.handle.clone(), Arc::new(snapshot));
+                } else if let Some(unfinished) = unfinished_of(&state, lv) {
+                    inventory.unfinished.insert(unfinished.handle.clone(), Arc::new(unfinished));
                 }
             }
-            let after = inventory.volumes.len().saturating_add(inventory.snapshots.len());
-            if after > before || used.contains(&state.uuid) {
+            if records(&inventory) > before || used.contains(&state.uuid) {
                 inventory.vgs.insert(state.uuid.clone(), state.name.clone());
             }
         }
@@ -106,6 +108,11 @@ impl<H: Host> Agent<H> {
         share(&self.0.inventory.borrow(), &mut inventory);
         inventory
     }
+}
+
+fn records(inventory: &Inventory) -> usize {
+    let Inventory { volumes, snapshots, unfinished, .. } = inventory;
+    volumes.len().saturating_add(snapshots.len()).saturating_add(unfinished.len())
 }
 
 fn ready_vg(status: &BackendStatus) -> Option<&crate::names::LvmUuid> {
@@ -126,6 +133,7 @@ fn share(old: &Inventory, new: &mut Inventory) {
     }
     keep(&old.volumes, &mut new.volumes);
     keep(&old.snapshots, &mut new.snapshots);
+    keep(&old.unfinished, &mut new.unfinished);
 }
 
 /// The record of an LV that is a volume of ours.
@@ -144,6 +152,8 @@ pub(super) fn volume_of(state: &VgState, lv: &Lv) -> Option<Volume> {
         source,
         provisioning: if lv.pool().is_some() { Provisioning::Thin } else { Provisioning::Thick },
         encrypted: lv.tags.luks,
+        created_unix: lv.created_unix,
+        claim: lv.tags.claim.clone(),
     })
 }
 
@@ -159,5 +169,27 @@ pub(super) fn snapshot_of(state: &VgState, lv: &Lv) -> Option<Snapshot> {
         size: lv.payload(),
         created_unix: lv.created_unix,
         ready: true,
+    })
+}
+
+/// The record of an LV that is to become a volume or snapshot of ours, or was to go.
+fn unfinished_of(state: &VgState, lv: &Lv) -> Option<Unfinished> {
+    if !lv.is_unfinished() {
+        return None;
+    }
+    let what = match lv.tags.kind {
+        Some(Kind::Volume) if lv.is_volume() => What::Volume,
+        Some(Kind::Snapshot) if lv.is_snapshot() => What::Snapshot,
+        _ => return None,
+    };
+    let source = lv.tags.source.as_ref().filter(|_| what == What::Snapshot);
+    Some(Unfinished {
+        handle: state.handle(&lv.name),
+        what,
+        name: lv.csi_name()?,
+        size: lv.payload(),
+        created_unix: lv.created_unix,
+        claim: lv.tags.claim.clone(),
+        source: source.map(|source| state.handle(source.lv())),
     })
 }

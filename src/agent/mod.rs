@@ -17,6 +17,7 @@ mod disks;
 mod erase;
 mod guards;
 mod inventory;
+mod lost_copy;
 mod make_vg;
 mod node;
 mod pools;
@@ -61,6 +62,7 @@ struct Inner<H> {
     wiping: wipe::Wiping,
     births: birth::Births,
     copies: copy::Copies,
+    lost_copies: lost_copy::LostCopies,
     cows: cow::Cows,
     inventory: watch::Sender<Arc<Inventory>>,
     /// How the RAID volumes were when last looked at.
@@ -96,6 +98,7 @@ impl<H: Host> Agent<H> {
             wiping: wipe::Wiping::default(),
             births: birth::Births::default(),
             copies: copy::Copies::default(),
+            lost_copies: lost_copy::LostCopies::default(),
             cows: cow::Cows::default(),
             inventory: watch::Sender::new(Arc::new(Inventory::default())),
             raid: watch::Sender::new(Arc::default()),

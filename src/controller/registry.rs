@@ -307,12 +307,14 @@ impl Drop for Session {
 /// What a node may speak of: volumes and snapshots in volume groups that it says it has.
 fn own(node: &NodeName, told: &Arc<Inventory>) -> Arc<Inventory> {
     let is_own = |handle: &Handle| told.vgs.contains_key(&handle.vg);
-    let foreign = told.volumes.keys().chain(told.snapshots.keys()).find(|h| !is_own(h));
+    let mut all = told.volumes.keys().chain(told.snapshots.keys()).chain(told.unfinished.keys());
+    let foreign = all.find(|handle| !is_own(handle));
     let Some(foreign) = foreign else { return Arc::clone(told) };
     tracing::error!(%node, %foreign, "the node tells of volumes in volume groups that it does not have: they are left out");
     let mut rest = (**told).clone();
     rest.volumes.retain(|handle, _| is_own(handle));
     rest.snapshots.retain(|handle, _| is_own(handle));
+    rest.unfinished.retain(|handle, _| is_own(handle));
     Arc::new(rest)
 }
 

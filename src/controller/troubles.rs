@@ -262,6 +262,8 @@ mod tests {
             source: None,
             provisioning: Provisioning::Thick,
             encrypted: false,
+            created_unix: 0,
+            claim: None,
         };
         let status = BackendStatus {
             volume_group: VgName::parse("vg0").unwrap(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::capacity::BackendCapacity;
-use super::requests::{Snapshot, Volume};
+use super::requests::{Snapshot, Unfinished, Volume};
 use super::trouble::Troubles;
 use crate::names::{BackendName, Handle, LvmUuid, VgName};
 
@@ -22,6 +22,8 @@ pub struct Inventory {
     pub volumes: BTreeMap<Handle, Arc<Volume>>,
     /// Its snapshots, by id.
     pub snapshots: BTreeMap<Handle, Arc<Snapshot>>,
+    /// Volumes and snapshots that are being made or removed, or were when that was cut, by id.
+    pub unfinished: BTreeMap<Handle, Arc<Unfinished>>,
     /// What is wrong.
     pub troubles: Troubles,
 }

@@ -17,6 +17,6 @@ pub use keys::{Key, Keys, Secrets};
 pub use port::{Answer, Told, VolumeAgent};
 pub use requests::{
     AccessMode, AccessType, Capability, CapacityRange, ContentSource, CowSize, CreateSnapshot,
-    CreateVolume, Parameters, Snapshot, Topology, Volume,
+    CreateVolume, Parameters, Snapshot, Topology, Unfinished, Volume, What,
 };
 pub use trouble::{Grade, Reason, Subject, Trouble, Troubles};

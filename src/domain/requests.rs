@@ -1,6 +1,7 @@
 //! Requests, and the records of volumes and snapshots that answer them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use super::class::{Provisioning, VolumeClass};
 use crate::lvm::tag::{Claim, FsType, Usage};
@@ -146,6 +147,10 @@ pub struct Volume {
     pub provisioning: Provisioning,
     /// Whether it is encrypted: what its user has grows on the node, also as a device.
     pub encrypted: bool,
+    /// When it was made, in seconds since 1970. 0 when its agent does not say.
+    pub created_unix: i64,
+    /// The claim it was made for, where that is known.
+    pub claim: Option<Claim>,
 }
 
 /// A snapshot.
@@ -163,6 +168,43 @@ pub struct Snapshot {
     pub created_unix: i64,
     /// Whether it can be restored from. A thick snapshot whose room ran out is lost.
     pub ready: bool,
+}
+
+/// What an LV of ours is to the CO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum What {
+    /// A volume.
+    Volume,
+    /// A snapshot.
+    Snapshot,
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Volume => "volume",
+            Self::Snapshot => "snapshot",
+        })
+    }
+}
+
+/// A volume or snapshot whose making or removing was begun and has not come to its end. Nobody has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Its id, or what is to be its id.
+    pub handle: Handle,
+    /// What it is.
+    pub what: What,
+    /// What the CO calls it.
+    pub name: CsiName,
+    /// The size that it has now.
+    pub size: Bytes,
+    /// When it was begun, in seconds since 1970.
+    pub created_unix: i64,
+    /// The claim it was begun for, where that is known.
+    pub claim: Option<Claim>,
+    /// Of a snapshot: the volume it is of.
+    pub source: Option<Handle>,
 }
 
 /// Where a volume may be: nodes, in the CO's order.

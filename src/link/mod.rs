@@ -20,6 +20,7 @@ mod hello;
 mod serve;
 mod stream;
 mod troubles;
+mod unfinished;
 mod wire;
 
 pub use accept::{Accept, Authenticator, IDENTIFY_EVERY, NodeLabels, Peer};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cinderblock_proto::agent::v1 as pb;
 use pb::create_volume_request::Layout;
 
-use super::{failure, troubles};
+use super::{failure, troubles, unfinished};
 use crate::config::BACKENDS_MAX;
 use crate::domain::{
     BackendCapacity, BackendState, BackendStatus, CapacityRange, ContentSource, CowSize,
@@ -19,14 +19,16 @@ use crate::names::{BackendName, CsiName, Handle, LvmUuid, NameError, VgName};
 use crate::units::{Bytes, ExtentSize};
 
 /// What a node may have, as the controller keeps it. LVM's metadata takes as many records at the very
-/// most, and they come to some 20 MiB.
+/// most, and they come to some 40 MiB.
 const HELD_MAX: usize = 32_768;
 /// Volume groups of a node, its runs of free extents, and the PVs that have any. More runs than that are
 /// left out: then less is offered.
 const GROUPS_MAX: usize = 1_024;
 const RUNS_MAX: usize = 32_768;
 const PVS_MAX: usize = 1_024;
-/// Records in one event. A record has about 200 bytes; a message may have 4 MiB.
+/// The longest name of an object, and more than that of a namespace (Kubernetes).
+const CLAIM_NAME_MAX: usize = 253;
+/// Records in one event. A record has about 300 bytes, and at the most 700; a message may have 4 MiB.
 const RECORDS_MAX: usize = 5_000;
 
 pub(super) fn bad(what: &str, error: &NameError) -> Error {
@@ -37,7 +39,7 @@ pub(super) fn parse_handle(text: &str) -> Result<Handle> {
     Handle::parse(text).map_err(|e| bad("handle", &e))
 }
 
-fn parse_name(text: &str) -> Result<CsiName> {
+pub(super) fn parse_name(text: &str) -> Result<CsiName> {
     CsiName::parse(text).map_err(|e| bad("name", &e))
 }
 
@@ -116,11 +118,22 @@ pub(super) fn create_volume(request: &CreateVolume) -> pb::CreateVolumeRequest {
         wipe: request.class.wipe.map(|w| w.to_string()).unwrap_or_default(),
         usage: usage(request),
         source: request.source.as_ref().map(source),
-        claim: request
-            .claim
-            .clone()
-            .map(|c| pb::create_volume_request::Claim { namespace: c.namespace, name: c.name }),
+        claim: request.claim.clone().map(claim),
     }
+}
+
+pub(super) fn claim(claim: Claim) -> pb::Claim {
+    pb::Claim { namespace: claim.namespace, name: claim.name }
+}
+
+pub(super) fn parse_claim(claim: pb::Claim) -> Claim {
+    Claim { namespace: claim.namespace, name: claim.name }
+}
+
+/// The claim that a node tells of. It is for people: one that can be none is left out.
+pub(super) fn told_claim(claim: Option<pb::Claim>) -> Option<Claim> {
+    let fits = |c: &pb::Claim| c.namespace.len() <= CLAIM_NAME_MAX && c.name.len() <= CLAIM_NAME_MAX;
+    claim.filter(fits).map(parse_claim)
 }
 
 /// Before the use, and no field of its own: an agent too old to know it refuses the volume.
@@ -169,7 +182,7 @@ pub(super) fn parse_create_volume(request: pb::CreateVolumeRequest) -> Result<Cr
             Error::invalid(format!("the peer asks for the unknown use {:?}", request.usage))
         })?,
         source: parse_source(request.source)?,
-        claim: request.claim.map(|c| Claim { namespace: c.namespace, name: c.name }),
+        claim: request.claim.map(parse_claim),
     })
 }
 
@@ -199,6 +212,8 @@ pub(super) fn volume(volume: &Volume) -> pb::Volume {
         source: volume.source.as_ref().map(source),
         provisioning: provisioning(Some(volume.provisioning)).into(),
         encrypted: volume.encrypted,
+        created_unix: volume.created_unix,
+        claim: volume.claim.clone().map(claim),
     }
 }
 
@@ -210,6 +225,8 @@ pub(super) fn parse_volume(volume: pb::Volume) -> Result<Volume> {
         provisioning: parse_provisioning(volume.provisioning()).unwrap_or(Provisioning::Thick),
         source: parse_source(volume.source)?,
         encrypted: volume.encrypted,
+        created_unix: volume.created_unix,
+        claim: told_claim(volume.claim),
     })
 }
 
@@ -343,6 +360,9 @@ pub(super) fn events(old: Option<&Inventory>, new: &Inventory) -> Vec<pb::Invent
     if old.is_none() || before.troubles != new.troubles {
         first.troubles = Some(troubles::print(&new.troubles));
     }
+    if old.is_none() || before.unfinished != new.unfinished {
+        first.unfinished = Some(unfinished::print(&new.unfinished));
+    }
     let gone = |handle: &&Handle| !new.volumes.contains_key(*handle);
     first.volumes_gone = before.volumes.keys().filter(gone).map(ToString::to_string).collect();
     let gone = |handle: &&Handle| !new.snapshots.contains_key(*handle);
@@ -394,6 +414,9 @@ pub(super) fn apply(inventory: &mut Inventory, event: pb::InventoryEvent) -> Res
     }
     if let Some(troubles) = event.troubles {
         inventory.troubles = troubles::parse(troubles)?;
+    }
+    if let Some(unfinished) = event.unfinished {
+        inventory.unfinished = unfinished::parse(unfinished)?;
     }
     for id in &event.volumes_gone {
         inventory.volumes.remove(&parse_handle(id)?);
@@ -465,6 +488,10 @@ mod tests {
                         source: n.is_multiple_of(2).then(|| ContentSource::Snapshot(handle(n + 1))),
                         provisioning: Provisioning::Thin,
                         encrypted: n.is_multiple_of(2),
+                        created_unix: i64::from(*n),
+                        claim: n
+                            .is_multiple_of(2)
+                            .then(|| Claim { namespace: "a".to_owned(), name: format!("b{n}") }),
                     };
                     (handle(*n), Arc::new(volume))
                 })
@@ -483,6 +510,7 @@ mod tests {
                     (handle(*n), Arc::new(snapshot))
                 })
                 .collect(),
+            unfinished: unfinished::tests::some(free),
             troubles: troubles::tests::some(free),
         }
     }
@@ -516,6 +544,15 @@ mod tests {
             prop_assert_eq!(&copy, &new);
             prop_assert_eq!(events(Some(&new), &new).len(), 1);
         }
+    }
+
+    #[test]
+    fn a_claim_that_can_be_none_is_left_out() {
+        let told = |len: usize| {
+            let claim = pb::Claim { namespace: "a".to_owned(), name: "b".repeat(len) };
+            told_claim(Some(claim)).is_some()
+        };
+        assert!(told(253) && !told(254));
     }
 
     #[test]

@@ -74,6 +74,32 @@ pub fn is_lost(vg: &VgState, lv: &Lv) -> bool {
         && vg.lvs.get(source.lv()).is_none_or(|lv| !lv.is_volume() && !lv.is_snapshot())
 }
 
+fn lost<'a>(vg: &'a VgState, uuid: &LvmUuid) -> Option<&'a Lv> {
+    vg.lvs.values().find(|lv| lv.uuid == *uuid && lv.is_volume() && is_lost(vg, lv))
+}
+
+/// What makes a volume that can never be complete begin anew, should it be completed all the same.
+#[must_use]
+pub fn forget(vg: &VgState, uuid: &LvmUuid) -> Plan {
+    match lost(vg, uuid).and_then(|lv| Some((lv, lv.tags.copied_bytes?))) {
+        Some((lv, bytes)) => Plan::Steps(vec![Change::Retag {
+            lv: lv.name.clone(),
+            uuid: uuid.clone(),
+            add: vec![],
+            del: vec![copied_tag(bytes)],
+        }]),
+        None => Plan::Done,
+    }
+}
+
+/// What makes a volume go that can never be complete.
+///
+/// # Errors
+/// When something else has the name of its image.
+pub fn give_up(vg: &VgState, uuid: &LvmUuid) -> Result<Plan> {
+    lost(vg, uuid).map_or(Ok(Plan::Done), |lv| remove::plan(vg, &lv.name, Kind::Volume))
+}
+
 /// What a copy that is given up has left.
 ///
 /// # Errors

@@ -35,7 +35,7 @@ async fn snapshotted(node: &Node) -> (Handle, Handle) {
 }
 
 /// A node whose copies take a quarter of an hour.
-async fn slow() -> Node {
+pub async fn slow() -> Node {
     let config = CONFIG.replace("reserve: 0%", "reserve: 0%\n    copyRate: 1Mi");
     assert_ne!(config, CONFIG);
     let disks = cinderblock::sim::World::with_disks(&[Bytes::gib(20), Bytes::gib(20)]);
@@ -206,6 +206,42 @@ async fn a_source_that_goes_before_it_is_copied_from_is_told() {
     drop(node.create(request.clone()).await);
     let error = node.create(request).await.unwrap_err();
     assert_eq!((error.kind(), free(&node)), (ErrorKind::NotFound, all), "{error}");
+}
+
+/// The same when nobody repeats the call: it goes by itself, but not before a mistake can be mended.
+#[tokio::test(start_paused = true)]
+async fn a_copy_whose_source_is_gone_goes_by_itself() {
+    let node = slow().await;
+    let (source, snapshot) = snapshotted(&node).await;
+    let all = free(&node);
+    let request = as_thick(restored("pvc-1", &snapshot, 1));
+    node.create(request.clone()).await.unwrap_err();
+    let away = LvName::parse("taken-away").unwrap();
+    // While the agent is not there: a copy that runs has its source open.
+    let host = node.end().await;
+    host.world().rename(VG, &snapshot.lv, &away);
+    let config = CONFIG.replace("reserve: 0%", "reserve: 0%\n    copyRate: 1Mi");
+    let node = Node::start(&host, &config);
+    node.wait_ready().await;
+    tokio::time::sleep(std::time::Duration::from_mins(8)).await;
+    host.world().rename(VG, &away, &snapshot.lv);
+    tokio::time::sleep(std::time::Duration::from_mins(30)).await;
+    let made = node.create(request.clone()).await.unwrap().handle;
+    assert_eq!(node.read(&made, mounted(EXT4)).await, "before", "its source came back in time");
+    // What is complete stays, whatever becomes of its source.
+    let later = CreateVolume { name: CsiName::parse("pvc-2").unwrap(), ..request };
+    node.create(later).await.unwrap_err();
+    let host = node.end().await;
+    host.world().rename(VG, &snapshot.lv, &away);
+    let node = Node::start(&host, &config);
+    node.wait_ready().await;
+    tokio::time::sleep(std::time::Duration::from_mins(5)).await;
+    assert_eq!(lvs(&node).len(), 5, "{:?}", lvs(&node));
+    tokio::time::sleep(std::time::Duration::from_mins(10)).await;
+    assert_eq!(lvs(&node), ["pool0", "pvc-0", "pvc-1", "taken-away"]);
+    assert_eq!(free(&node), all - 256);
+    assert!(node.agent.inventory().borrow().unfinished.is_empty());
+    node.delete(&source).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,11 +3,11 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use cinderblock::domain::{AccessType, Provisioning};
-use cinderblock::error::{ErrorKind, Result};
+use cinderblock::domain::{AccessType, ContentSource, Provisioning};
+use cinderblock::error::{Error, ErrorKind, Result};
 use cinderblock::lvm::layout::{RaidLevel, ThickLayout};
 use cinderblock::lvm::tag::{FsType, Usage, Wipe};
-use cinderblock::names::Handle;
+use cinderblock::names::{CsiName, Handle, LvName};
 use cinderblock::sim::{Fault, Mode};
 use cinderblock::units::Bytes;
 
@@ -91,6 +91,29 @@ pub(crate) async fn effects((name, prepare, call): Case) -> Vec<String> {
     node.host.arm(None);
     call(&node, &handles).await.unwrap_or_else(|e| panic!("{name} without a fault: {e:?}"));
     node.host.effects()
+}
+
+/// A clone that was cut before its source's image was taken, and whose source is gone since.
+async fn lost_copy(node: &Node, request: cinderblock::domain::CreateVolume) -> Vec<Handle> {
+    let source = used(node, request.clone()).await;
+    let name = CsiName::parse("pvc-1").unwrap();
+    let from = Some(ContentSource::Volume(source.clone()));
+    node.host.arm(Some(Fault { at: 1, mode: Mode::Fail }));
+    let clone = cinderblock::domain::CreateVolume { name, source: from, ..request };
+    node.create(clone).await.unwrap_err();
+    node.host.world().rename(VG, &source.lv, &LvName::parse("taken-away").unwrap());
+    vec![Handle { lv: LvName::parse("pvc-1").unwrap(), ..source }]
+}
+
+/// Waits until what nobody asks for has gone by itself.
+async fn gone(node: &Node, handle: &Handle) -> Result<()> {
+    for _ in 0..30 {
+        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        if !node.host.world().vg(VG).unwrap().lvs.contains_key(&handle.lv) {
+            return node.wait_wiped().await;
+        }
+    }
+    Err(Error::unavailable("it is still there"))
 }
 
 macro_rules! cases {
@@ -244,6 +267,13 @@ cases! {
         };
     clone_thin_to_thick: |node| vec![used(node, small(thin("pvc-0"))).await],
         |node, h| node.create(small(as_thick(cloned("pvc-1", &h[0])))).await.map(drop);
+    remove_a_copy_that_is_lost: |node| lost_copy(node, small(thick("pvc-0"))).await,
+        |node, h| gone(node, &h[0]).await;
+    wipe_a_copy_that_is_lost: |node| lost_copy(node, wiped(thick("pvc-0"), Wipe::Zero)).await,
+        |node, h| gone(node, &h[0]).await;
+    remove_an_encrypted_copy_that_is_lost:
+        |node| lost_copy(node, small(encrypted(thick("pvc-0")))).await,
+        |node, h| gone(node, &h[0]).await;
     delete_a_thick_snapshot: |node| thick_snapshotted(node, None).await,
         |node, h| {
             use cinderblock::domain::VolumeAgent;

@@ -75,6 +75,8 @@ impl FakeAgent {
             source: None,
             provisioning: Provisioning::Thin,
             encrypted: false,
+            created_unix: 0,
+            claim: None,
         };
         let mut inventory = self.inventory.lock().unwrap();
         inventory.volumes.insert(volume.handle.clone(), Arc::new(volume.clone()));
