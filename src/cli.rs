@@ -3,10 +3,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::names::NodeName;
+use crate::names::{Handle, NodeName};
 
 /// The longest driver name (CSI spec, `GetPluginInfo`).
 const DRIVER_NAME_MAX: usize = 63;
@@ -30,6 +31,9 @@ pub enum Mode {
     /// All CSI services in one process on one socket: this machine is the only node. For csi-sanity,
     /// for other orchestrators, and for a first look.
     Standalone(Standalone),
+    /// Lists volumes and snapshots that no object of the cluster knows, or removes those that are named.
+    /// To be run in a controller's pod.
+    Orphans(Orphans),
 }
 
 /// Options of every mode.
@@ -94,6 +98,40 @@ pub struct Controller {
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented at the type")]
     pub certificate: Certificate,
+
+    /// How long no object of the cluster may know a volume or snapshot before it counts as an orphan,
+    /// as in 1h or 30m.
+    #[arg(long, env = "CINDERBLOCK_ORPHAN_GRACE", default_value = "1h", value_parser = duration)]
+    pub orphan_grace: Duration,
+
+    /// How often orphans are looked for, which lists all `PersistentVolume` and snapshot objects.
+    #[arg(long, env = "CINDERBLOCK_ORPHAN_INTERVAL", default_value = "10m", value_parser = duration)]
+    pub orphan_interval: Duration,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented at the type")]
+    pub operator: Operator,
+}
+
+/// Where the command line finds the controller of its own pod.
+#[derive(Debug, Args)]
+pub struct Operator {
+    /// Socket for `cinderblock orphans`.
+    #[arg(long, env = "CINDERBLOCK_OPERATOR_ENDPOINT", default_value = "unix:///run/cinderblock/operator.sock", value_parser = unix_endpoint)]
+    pub operator_endpoint: PathBuf,
+}
+
+/// Options of `orphans`.
+#[derive(Debug, Args)]
+pub struct Orphans {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented at the type")]
+    pub operator: Operator,
+
+    /// Remove this orphan, by the handle that the list shows, and all data in it. May be given several
+    /// times. What is not an orphan right then, or is in use, stays.
+    #[arg(long, value_name = "HANDLE", value_parser = handle)]
+    pub remove: Vec<Handle>,
 }
 
 /// Where the controller's certificate comes from.
@@ -201,6 +239,18 @@ fn host_and_port(text: &str) -> Result<String, String> {
     }
 }
 
+fn handle(text: &str) -> Result<Handle, String> {
+    Handle::parse(text).map_err(|e| e.to_string())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok();
+    let parsed = parsed.and_then(|duration| Duration::try_from(duration).ok());
+    // A timer that never waits would keep the processor busy.
+    let fits = parsed.filter(|duration| *duration >= Duration::from_secs(1));
+    fits.ok_or_else(|| "expected a time of at least 1s, as in 90s, 10m or 1h 30m".to_owned())
+}
+
 fn node_name(text: &str) -> Result<NodeName, String> {
     NodeName::parse(text).map_err(|e| e.to_string())
 }
@@ -250,6 +300,27 @@ mod tests {
         ] {
             assert!(run(args).unwrap_err().contains(what), "{args:?}");
         }
+    }
+
+    #[test]
+    fn times_and_handles_are_read() {
+        let base = "cinderblock controller --namespace ns --node-service-account n --ca-name c --server-name s";
+        let grace = |text: &str| {
+            let all = base.split(' ').chain(["--orphan-grace", text]);
+            match Cli::try_parse_from(all).map(|cli| cli.mode) {
+                Ok(Mode::Controller(options)) => Some(options.orphan_grace.as_secs()),
+                _ => None,
+            }
+        };
+        assert_eq!(grace("90s"), Some(90));
+        assert_eq!((grace("1h 30m"), grace("1h30m")), (Some(5_400), Some(5_400)));
+        assert_eq!(grace("72h"), Some(259_200));
+        for bad in ["0s", "10", "-1h", "soon", ""] {
+            assert_eq!(grace(bad), None, "{bad:?}");
+        }
+        let remove = |text: &str| Cli::try_parse_from(["cinderblock", "orphans", "--remove", text]);
+        remove("9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6Ov/pvc-1").unwrap();
+        assert!(remove("pvc-1").is_err());
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod lvm;
 pub mod metrics;
 pub mod names;
 pub mod net;
+pub mod operator;
 pub mod plan;
 pub mod run;
 pub mod secret;

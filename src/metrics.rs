@@ -15,13 +15,15 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
 
-use crate::domain::{BackendState, Inventory};
+use crate::domain::{BackendState, Inventory, OrphansSeen};
 use crate::host::cow_status::CowStatus;
 use crate::host::raid_status::RaidStatus;
 use crate::names::Handle;
 
 /// Seconds: a call answered from memory, LVM at its usual pace, LVM on a bad day.
 const BUCKETS: [f64; 12] = [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0];
+
+mod orphans;
 
 /// All metrics of the process. Clones are one.
 #[derive(Clone)]
@@ -134,6 +136,11 @@ impl Metrics {
     /// Shows how full thick snapshots are.
     pub fn show_thick_snapshots(&self, all: watch::Receiver<Arc<BTreeMap<Handle, CowStatus>>>) {
         self.lock().register_collector(Box::new(ThickSnapshots(all)));
+    }
+
+    /// Shows what no object of the cluster knows.
+    pub fn show_orphans(&self, read: impl Fn() -> OrphansSeen + Send + Sync + 'static) {
+        self.lock().register_collector(Box::new(orphans::Orphans::new(read)));
     }
 
     /// Shows one number that is read when it is asked for.

@@ -1,5 +1,5 @@
-//! Wire types of Cinderblock: CSI 1.13, the kubelet's plugin registration, and the protocol between
-//! controller and node agent.
+//! Wire types of Cinderblock: CSI 1.13, the kubelet's plugin registration, the protocol between
+//! controller and node agent, and what the command line asks of a controller.
 //!
 //! Everything is generated from the files in `protos/`, whose text is our own. The tests hold it to
 //! the facts of the originals.
@@ -33,7 +33,7 @@ mod generated {
     };
 }
 
-pub use generated::cinderblock::agent;
+pub use generated::cinderblock::{agent, operator};
 pub use generated::{csi, pluginregistration};
 
 /// The descriptors of all messages and services, with all that they import: a `FileDescriptorSet`,

@@ -167,6 +167,12 @@ impl Registry {
         self.read().node_of(&handle.vg).cloned()
     }
 
+    /// Whether that node, and nobody else, has a volume group, for all that is known.
+    #[must_use]
+    pub fn is_of(&self, vg: &LvmUuid, node: &NodeName) -> bool {
+        self.read().node_of(vg).is_ok_and(|holder| holder == node)
+    }
+
     /// A volume by its id. `None` when its node says that there is none.
     ///
     /// # Errors

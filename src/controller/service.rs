@@ -13,8 +13,8 @@ use super::placement::{Candidate, Choice, Standing, choose, named};
 use super::registry::Registry;
 use crate::config::{Backend, Config};
 use crate::domain::{
-    BackendState, CapacityRange, ContentSource, CreateSnapshot, CreateVolume, Inventory,
-    Parameters, Snapshot, Told, Topology, Volume, VolumeClass,
+    BackendState, CapacityRange, ContentSource, CreateSnapshot, CreateVolume, Inventory, Orphan,
+    Parameters, Snapshot, Told, Topology, Volume, VolumeClass, What,
 };
 use crate::error::{Error, ErrorKind, Result, few};
 use crate::lvm::layout::ThickLayout;
@@ -289,6 +289,21 @@ impl Controller {
         let node = self.registry.node_of(&handle)?;
         let told = self.registry.agent(&node)?.delete_volume(handle).await?;
         self.registry.shows(&node, told.revision).await;
+        Ok(())
+    }
+
+    /// Removes what is proved to be an orphan. No call makes a volume of that name meanwhile.
+    ///
+    /// # Errors
+    /// As the node says, when it is not connected, or when such a call is at work.
+    pub(super) async fn remove_orphan(&self, orphan: &Orphan) -> Result<()> {
+        let handle = orphan.handle.clone();
+        if orphan.what == What::Snapshot {
+            return self.delete_snapshot(handle).await;
+        }
+        let mut attempt = self.begin(&orphan.name)?;
+        self.delete_volume(handle).await?;
+        attempt.node = None;
         Ok(())
     }
 

@@ -159,7 +159,8 @@ fn is_hidden(inventory: &Inventory, subject: &Subject, reason: Reason) -> bool {
         | Reason::PhysicalVolumeMissing
         | Reason::ThinPoolDegraded
         | Reason::ThinPoolFailed
-        | Reason::ThinPoolQueuesWhenFull => return false,
+        | Reason::ThinPoolQueuesWhenFull
+        | Reason::Orphaned => return false,
     };
     inventory.troubles.contains_key(&(subject.clone(), graver))
 }

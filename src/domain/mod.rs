@@ -5,6 +5,7 @@ mod capacity;
 mod class;
 mod inventory;
 mod keys;
+mod orphan;
 mod port;
 mod requests;
 mod trouble;
@@ -14,6 +15,7 @@ pub use class::{Provisioning, VolumeClass};
 pub(crate) use class::{claim, pool_layout};
 pub use inventory::{BackendState, BackendStatus, Inventory};
 pub use keys::{Key, Keys, Secrets};
+pub use orphan::{Orphan, OrphansSeen};
 pub use port::{Answer, Told, VolumeAgent};
 pub use requests::{
     AccessMode, AccessType, Capability, CapacityRange, ContentSource, CowSize, CreateSnapshot,

@@ -47,6 +47,8 @@ pub enum Reason {
     ThinPoolFailed,
     /// A thin pool will hold writes back when it is full.
     ThinPoolQueuesWhenFull,
+    /// No object of the cluster knows a volume or snapshot. Found by the controller, not by an agent.
+    Orphaned,
 }
 
 /// How bad something is for a volume's user.
@@ -72,7 +74,7 @@ pub type Troubles = BTreeMap<(Subject, Reason), Trouble>;
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::VolumeDegraded,
         Self::VolumeResyncing,
         Self::VolumeInaccessible,
@@ -88,6 +90,7 @@ impl Reason {
         Self::ThinPoolFull,
         Self::ThinPoolFailed,
         Self::ThinPoolQueuesWhenFull,
+        Self::Orphaned,
     ];
 
     /// The reason of the event when it begins.
@@ -159,6 +162,11 @@ impl Reason {
                 "ThinPoolFailsWhenFull",
                 "the thin pool will fail writes when it is full, and hang nobody",
             ),
+            Self::Orphaned => (
+                "OrphanFound",
+                "OrphanGone",
+                "it is gone, or an object of the cluster knows it again",
+            ),
         }
     }
 
@@ -193,7 +201,8 @@ impl Reason {
             | Self::SnapshotLost
             | Self::SnapshotCannotGrow
             | Self::BackendNotReady
-            | Self::BackendSetupFailed => return None,
+            | Self::BackendSetupFailed
+            | Self::Orphaned => return None,
         })
     }
 }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{Api, Failed};
 use crate::controller::{Notice, Tells};
-use crate::domain::Subject;
+use crate::domain::{Reason, Subject};
 use crate::error::Result;
 use crate::names::{CsiName, Handle, NodeName};
 
@@ -155,6 +155,10 @@ fn event(
     now: Timestamp,
 ) -> Event {
     let subject = match &notice.subject {
+        // It may be a snapshot, too.
+        Subject::Volume(handle) if notice.reason == Reason::Orphaned => {
+            format!("logical volume {handle}")
+        }
         Subject::Volume(handle) => format!("volume {handle}"),
         Subject::Backend(name) => format!("backend {name}"),
     };
@@ -200,7 +204,6 @@ fn cut(mut note: String) -> String {
 mod tests {
     use super::super::testing;
     use super::*;
-    use crate::domain::Reason;
     use crate::names::{BackendName, LvmUuid};
     use serde_json::{Value, json};
 

@@ -1,18 +1,20 @@
 //! What the controller asks of Kubernetes, and the only place that names Kubernetes types: whose a
 //! node's token is, where its certificate authority is kept, what a claim says of its placement, the
-//! labels of nodes, and on which object it is told what is wrong. What volumes there are is never
-//! looked up here: LVM knows them.
+//! labels of nodes, on which object it is told what is wrong, and which volumes the cluster has no
+//! object for. What volumes there are is never looked up here: LVM knows them.
 
 mod authority_store;
 mod claims;
 mod events;
 mod labels;
+mod objects;
 mod tokens;
 
 pub use authority_store::{AuthorityStore, keep_certificate};
 pub use claims::Claims;
 pub use events::Events;
 pub use labels::NodeLabelsWatch;
+pub use objects::Objects;
 pub use tokens::TokenReviews;
 
 use std::time::Duration;

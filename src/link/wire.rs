@@ -132,7 +132,8 @@ pub(super) fn parse_claim(claim: pb::Claim) -> Claim {
 
 /// The claim that a node tells of. It is for people: one that can be none is left out.
 pub(super) fn told_claim(claim: Option<pb::Claim>) -> Option<Claim> {
-    let fits = |c: &pb::Claim| c.namespace.len() <= CLAIM_NAME_MAX && c.name.len() <= CLAIM_NAME_MAX;
+    let fits =
+        |c: &pb::Claim| c.namespace.len() <= CLAIM_NAME_MAX && c.name.len() <= CLAIM_NAME_MAX;
     claim.filter(fits).map(parse_claim)
 }
 

@@ -1,30 +1,30 @@
 //! The controller: CSI for the sidecars, and a door for nodes.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::config_file;
+use super::{config_file, now};
 use crate::admin::IsReady;
 use crate::cli::{Certificate, Common, Controller as Options};
-use crate::controller::{Controller, Registry, tell_of_troubles};
+use crate::controller::{Controller, Orphans, Registry, tell_of_troubles};
 use crate::csi::{self, ControllerService, IdentityService, Observer, Readiness, Services};
 use crate::error::{Error, Result};
 use crate::host::Linux;
 use crate::kube::{
-    Api, AuthorityStore, Claims, Events, NodeLabelsWatch, TokenReviews, keep_certificate,
+    Api, AuthorityStore, Claims, Events, NodeLabelsWatch, Objects, TokenReviews, keep_certificate,
 };
 use crate::link::{self, Accept};
 use crate::metrics::Metrics;
 use crate::names::topology_key;
 use crate::net;
+use crate::operator;
 use crate::tls::{self, Identity};
 
 pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()> {
-    let Options { common, listen, namespace, node_service_account, certificate } = options;
+    let Options { common, listen, namespace, node_service_account, certificate, .. } = options;
     let Common { driver_name, config, csi_endpoint, http_address, log: _, log_format: _ } = common;
     let metrics = Metrics::new(&driver_name);
     let config = config_file::follow(&config, stop.clone())?;
@@ -60,8 +60,15 @@ pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()>
     let key = topology_key(&driver_name);
     let events = Box::new(Events::new(api.clone(), driver_name.clone()));
     tasks.spawn(tell_of_troubles(Arc::clone(&registry), events, end.clone()));
-    let claims = Box::new(Claims::new(api, key.clone()));
-    let controller = Arc::new(Controller::new(registry, config, Some(claims), true));
+    let claims = Box::new(Claims::new(api.clone(), key.clone()));
+    let controller = Arc::new(Controller::new(Arc::clone(&registry), config, Some(claims), true));
+    let objects = Box::new(Objects::new(api.clone()));
+    let orphans =
+        Arc::new(Orphans::new(registry, Arc::clone(&controller), objects, options.orphan_grace));
+    let (watched, told) = (Arc::clone(&orphans), Events::new(api, driver_name.clone()));
+    metrics.show_orphans(move || watched.seen());
+    let looking = Arc::clone(&orphans);
+    tasks.spawn(looking.run(options.orphan_interval, Box::new(told), end.clone()));
     let observer = Observer::new(metrics.rpc());
     let ready = Ready(identity);
     let is_ready: IsReady = {
@@ -74,11 +81,13 @@ pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()>
         node: None,
     };
     let listener = net::unix(&csi_endpoint)?;
+    let operators = net::unix(&options.operator.operator_endpoint)?;
     tracing::info!(socket = %csi_endpoint.display(), driver = driver_name, "serving");
     let result = tokio::select! {
         served = csi::serve(listener, services, stop.clone()) => served,
         failed = super::http(http_address, metrics, is_ready, &stop) => failed,
         failed = accept.run(listen, end.clone()) => failed,
+        failed = operator::serve(operators, orphans, stop.clone()) => failed,
     };
     stop.cancel();
     end.cancel();
@@ -110,12 +119,6 @@ fn follow_certificate(
             "--ca-name and --server-name, or --tls-cert-file and --tls-key-file, are needed",
         )),
     }
-}
-
-/// Seconds since 1970.
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Ready when there is a certificate: then nodes can come.

@@ -7,23 +7,26 @@ mod node;
 pub mod standalone;
 
 use std::fs::DirBuilder;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, IsReady};
 use crate::agent::{Agent, CopyTotals};
-use crate::cli::{Cli, Mode};
+use crate::cli::{Cli, Mode, Orphans};
 use crate::csi::Readiness;
 use crate::domain::Inventory;
 use crate::error::{Error, Result};
 use crate::host::{Host, Linux};
 use crate::lvm::command;
 use crate::metrics::{Metrics, ProgramMetrics};
+use crate::operator::{Ask, ask};
 use crate::telemetry;
 
 /// The oldest LVM that takes `--devices` and `--setautoactivation`.
@@ -39,6 +42,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Mode::Controller(options) => &options.common,
         Mode::Node(options) => &options.common,
         Mode::Standalone(options) => &options.common,
+        Mode::Orphans(options) => return orphans(options).await,
     };
     telemetry::start(&common.log, common.log_format)?;
     end_on_signal(&stop)?;
@@ -46,7 +50,22 @@ pub async fn run(cli: Cli) -> Result<()> {
         Mode::Controller(options) => controller::run(options, stop).await,
         Mode::Node(options) => node::run(options, stop).await,
         Mode::Standalone(options) => standalone::run(options, stop).await,
+        Mode::Orphans(options) => orphans(&options).await,
     }
+}
+
+/// Asks the controller of this pod, and writes its answer for whoever reads it.
+async fn orphans(options: &Orphans) -> Result<()> {
+    let socket = options.operator.operator_endpoint.clone();
+    let said = ask(Ask { socket, remove: options.remove.clone() }, now()).await?;
+    let written = std::io::stdout().write_all(said.as_bytes());
+    written.map_err(|e| Error::host("cannot write the answer").because(e))
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Serves metrics and probes where an address is given; waits for ever where none is.

@@ -28,6 +28,7 @@ mod encryption;
 mod faults;
 mod hostile;
 mod link;
+mod orphans;
 mod pool_parts;
 mod pools;
 mod scale;
