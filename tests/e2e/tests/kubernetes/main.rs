@@ -17,6 +17,7 @@ mod expansion;
 mod growth;
 mod mistakes;
 mod objects;
+mod orphans;
 mod placement;
 mod raid;
 mod restarts;
@@ -62,6 +63,10 @@ fn main() -> ExitCode {
     tests.add("workloads::fs_group", workloads::fs_group);
     tests.add("workloads::stateful_set", workloads::stateful_set);
     tests.add("workloads::retain", workloads::retain);
+    tests.add(
+        "orphans::a_retained_volume_without_an_object",
+        orphans::a_retained_volume_without_an_object,
+    );
     tests.add("mistakes::unknown_parameter", mistakes::unknown_parameter);
     tests.add("mistakes::unknown_backend", mistakes::unknown_backend);
     tests.add("mistakes::volume_group_that_is_missing", mistakes::volume_group_that_is_missing);

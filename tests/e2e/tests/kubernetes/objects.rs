@@ -40,7 +40,8 @@ pub(crate) fn install(cluster: &Cluster) -> Result<()> {
             { "name": MISSING_BACKEND, "volumeGroup": "no-such-vg" },
         ],
         "log": { "level": "info,cinderblock=debug" },
-        // The tests wait for it.
+        // The tests wait for these.
+        "orphans": { "grace": "1m", "interval": "15s" },
         "sidecars": { "provisioner": { "capacityPollInterval": "15s" } },
     });
     install::install(cluster, &values)
