@@ -426,21 +426,27 @@ async fn a_connection_does_not_outlive_its_token() {
     let dialling = Dialling::start(door.address.port(), "node:n1", &door.authority).await;
     let file = dialling.dir.path().join("token");
     door.wait(1).await;
+    // All of it at once, as the kubelet does it.
+    let renew = |token: &str| {
+        let next = dialling.dir.path().join("next");
+        std::fs::write(&next, token).unwrap();
+        std::fs::rename(&next, &file).unwrap();
+    };
     let asked = |token: &str| door.tokens.0.lock().unwrap().iter().filter(|t| *t == token).count();
     // The same token, and one that the kubelet has renewed, on one connection; and while nobody can
     // tell whose a token is.
     until("it was asked again", || asked("node:n1") > 2).await;
-    std::fs::write(&file, "nobody answers\n").unwrap();
+    renew("nobody answers\n");
     until("it was asked in vain", || asked("nobody answers") > 2).await;
     assert_eq!(door.registry.connected(), 1);
     // The pod was deleted, or all that is left is an old token.
-    std::fs::write(&file, "expired").unwrap();
+    renew("expired");
     door.wait(0).await;
     assert!(asked("expired") > 0);
     // A good one again; and then one of another node, as which it has to connect anew.
-    std::fs::write(&file, "node:n1").unwrap();
+    renew("node:n1");
     door.wait(1).await;
-    std::fs::write(&file, "node:n2").unwrap();
+    renew("node:n2");
     until("it is another node", || {
         let nodes = door.registry.nodes();
         let on =
