@@ -107,12 +107,21 @@ impl<H: Host> Agent<H> {
         keys: impl FnOnce() -> Result<Keys>,
     ) -> Result<DmDevice> {
         // It fails when somebody has opened it by hand, with the key in a keyring.
-        self.cryptsetup(&luks::resize(name, None)).await?;
+        let ran = self.cryptsetup(&luks::resize(name, None)).await?;
         let large = |mapping: &DmDevice| mapping.size >= room(lv, device);
         if let Some(mapping) = self.mapping(&vg.state(), lv).await?.filter(large) {
             return Ok(mapping);
         }
-        let crypt = Crypt { lv, device, name: name.to_owned(), keys: keys()? };
+        // Whether a Secret is what it lacks is not known: nothing says that this can never be done.
+        let keys = keys().map_err(|error| {
+            Error::host(format!(
+                "cannot grow the decrypted device of volume {}: {}; if somebody opened it by hand, that takes its Secret",
+                lv.name,
+                ran.complaint()
+            ))
+            .because(error)
+        })?;
+        let crypt = Crypt { lv, device, name: name.to_owned(), keys };
         let header = self.header(&crypt).await?;
         let opens = self.opens(&crypt, &header, &crypt.every()).await?;
         let opens = opens.ok_or_else(|| wrong_key(lv))?;
