@@ -462,8 +462,13 @@ fn mount(world: &mut World, call: &MountCall) -> io::Result<()> {
             }
         }
     };
-    if !world.paths.contains_key(&mount.target) {
-        return Err(not_found(&mount.target));
+    // A device is bound over a file, and a filesystem is mounted over a directory.
+    let is_device = mount.fs_type == "devtmpfs";
+    match world.paths.get(&mount.target) {
+        None => return Err(not_found(&mount.target)),
+        Some(PathKind::Directory) if is_device => return Err(io::ErrorKind::IsADirectory.into()),
+        Some(PathKind::File) if !is_device => return Err(io::ErrorKind::NotADirectory.into()),
+        Some(_) => {}
     }
     world.mounts.push(mount);
     Ok(())

@@ -380,7 +380,7 @@ fn publish(state: &State, v: u8, access: Access, at: u8, read_only: bool) -> Vec
     if not_ready || found.is_some_and(other) {
         return refuse(state, Code::FailedPrecondition);
     }
-    let maybe_not = block && (state.dirty.contains(&at) || !volume.active && !luks);
+    let maybe_not = state.dirty.contains(&at) || block && !volume.active && !luks;
     if let Some(place) = found {
         if place.read_only != read_only {
             return refuse(state, Code::AlreadyExists);

@@ -76,10 +76,16 @@ impl<H: Host> Agent<H> {
         let elsewhere = |m: &&Mount| m.device == staged && m.target != request.staging;
         alone(lv, request, mounts.iter().find(elsewhere).cloned())?;
         let target = request.target.clone();
-        if self.path_kind(&target).await? == PathKind::Absent {
-            let path = target.clone();
-            self.at_path("make the directory", &target, move |host| host.make_directory(&path))
-                .await?;
+        match self.path_kind(&target).await? {
+            PathKind::Directory => {}
+            PathKind::Absent => {
+                let path = target.clone();
+                self.at_path("make the directory", &target, move |host| host.make_directory(&path))
+                    .await?;
+            }
+            kind @ (PathKind::File | PathKind::BlockDevice(_) | PathKind::Other) => {
+                return Err(in_the_way(lv, &target, kind, "directory"));
+            }
         }
         self.bind(request.staging.clone(), &target, options, read_only).await
     }
@@ -106,11 +112,7 @@ impl<H: Host> Agent<H> {
         match self.path_kind(&target).await? {
             PathKind::Absent | PathKind::File => {}
             kind @ (PathKind::Directory | PathKind::BlockDevice(_) | PathKind::Other) => {
-                return Err(Error::failed_precondition(format!(
-                    "{} is a {kind:?}, where the device of volume {} should be",
-                    target.display(),
-                    lv.name
-                )));
+                return Err(in_the_way(lv, &target, kind, "device"));
             }
         }
         let path = target.clone();
@@ -147,6 +149,14 @@ fn not_staged(lv: &Lv, request: &Publish) -> Error {
         "volume {} is not staged at {}: NodeStageVolume comes first",
         lv.name,
         request.staging.display()
+    ))
+}
+
+fn in_the_way(lv: &Lv, target: &Path, kind: PathKind, what: &str) -> Error {
+    Error::failed_precondition(format!(
+        "{} is a {kind:?}, where the {what} of volume {} should be",
+        target.display(),
+        lv.name
     ))
 }
 
