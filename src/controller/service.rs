@@ -264,7 +264,11 @@ impl Controller {
             ContentSource::Snapshot(_) => self.registry.snapshot(handle)?.map(|(node, _)| node),
         };
         let what = if matches!(source, ContentSource::Volume(_)) { "volume" } else { "snapshot" };
-        let node = there.ok_or_else(|| Error::not_found(format!("there is no {what} {handle}")))?;
+        let Some(node) = there else {
+            // Its node is to say so: a call that was cut may have left a half-made volume there, of which
+            // nobody else knows, and "not found" would leave it for ever.
+            return self.registry.node_of(handle);
+        };
         if topology.requisite.is_empty() || topology.requisite.contains(&node) {
             return Ok(node);
         }

@@ -1,6 +1,6 @@
 //! What can be seen from outside: lists, mounts, and what volumes hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cinderblock::names::{Handle, LvName, VgName, dm_name};
 use cinderblock::sim::World;
@@ -16,6 +16,9 @@ use crate::state::{Bytes, Pending, Place, State};
 pub struct Seen {
     volumes: BTreeMap<u8, (u64, From)>,
     snapshots: BTreeMap<u8, (u8, u64)>,
+    /// Those that have an LV, whether or not they are listed.
+    volume_lvs: BTreeSet<u8>,
+    snapshot_lvs: BTreeSet<u8>,
     staged: BTreeMap<u8, u8>,
     places: BTreeMap<u8, Place>,
     /// What volumes and snapshots hold: what was written, and which filesystem.
@@ -97,6 +100,9 @@ pub async fn look(client: &Client, page: i32) -> Result<Seen, String> {
             return Err(format!("something is mounted at {target}"));
         }
     }
+    let there = |lv: &LvName| world.vg(VG).is_some_and(|vg| vg.lvs.contains_key(lv));
+    seen.volume_lvs = (0..VOLUMES).filter(|v| there(&volume_lv(*v))).collect();
+    seen.snapshot_lvs = (0..SNAPSHOTS).filter(|s| there(&snapshot_lv(*s))).collect();
     for v in 0..VOLUMES {
         let lv = volume_lv(v);
         seen.volume_bytes.insert(v, bytes(&world, &lv));
@@ -176,6 +182,14 @@ impl Seen {
             state.snapshots.iter().map(|(s, it)| (*s, (it.of, it.size))).collect();
         if snapshots != self.snapshots {
             return Some(format!("snapshots {:?}, not {snapshots:?}", self.snapshots));
+        }
+        let known: BTreeSet<u8> = state.volumes.keys().copied().collect();
+        if known != self.volume_lvs {
+            return Some(format!("volumes with an LV {:?}, not {known:?}", self.volume_lvs));
+        }
+        let known: BTreeSet<u8> = state.snapshots.keys().copied().collect();
+        if known != self.snapshot_lvs {
+            return Some(format!("snapshots with an LV {:?}, not {known:?}", self.snapshot_lvs));
         }
         let staged = state.volumes.iter().filter(|(_, it)| it.staged.is_some());
         let staged: BTreeMap<u8, u8> = staged.map(|(v, _)| (*v, *v)).collect();

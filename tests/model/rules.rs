@@ -109,14 +109,16 @@ fn create(state: &State, v: u8, class: u8, range: (u64, u64), from: From) -> Vec
             && found.class().access == class.access
             && found.from == from;
         return match (same && fits, found.half) {
-            (false, None) => refuse(state, Code::AlreadyExists),
-            (false, Some(_)) => {
-                let codes = [Code::AlreadyExists, Code::NotFound];
-                let most = if lacks_source { 2 } else { 1 };
-                vec![Outcome::refused(&codes[..most], state.clone())]
-            }
+            (false, _) => refuse(state, Code::AlreadyExists),
             (true, half) => again(state, v, half, lacks_source),
         };
+    }
+    if let From::OfVolume(v) = from
+        && lacks_source
+        && state.volumes.contains_key(&v)
+    {
+        // It is still being made.
+        return refuse(state, Code::Unavailable);
     }
     if lacks_source {
         return refuse(state, Code::NotFound);
@@ -165,7 +167,7 @@ fn again(state: &State, v: u8, half: Option<Half>, lacks_source: bool) -> Vec<Ou
             // It went before it was copied.
             let mut next = state.clone();
             next.volumes.remove(&v);
-            all.push(Outcome::refused(&[Code::NotFound], next));
+            all.push(Outcome::refused(&[Code::NotFound, Code::Unavailable], next));
         }
     }
     all
