@@ -101,7 +101,7 @@ fn request(name: &str) -> io::Result<Vec<u8>> {
     Ok(buffer)
 }
 
-fn parse(buffer: &[u8]) -> Option<DmStatus> {
+pub(crate) fn parse(buffer: &[u8]) -> Option<DmStatus> {
     let word = |at: usize| buffer.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b));
     if word(28)? & FLAG_BUFFER_FULL != 0 {
         return None;
@@ -115,7 +115,12 @@ fn parse(buffer: &[u8]) -> Option<DmStatus> {
         let kind = text(buffer.get(at.checked_add(24)?..at.checked_add(TARGET)?)?);
         let status = text(buffer.get(at.checked_add(TARGET)?..)?);
         targets.push((kind, status));
-        at = start.checked_add(next)?;
+        // Each is behind the one before: else a few bytes could stand for as many as can be counted.
+        let next = start.checked_add(next)?;
+        if next < at.checked_add(TARGET)? {
+            return None;
+        }
+        at = next;
     }
     Some(DmStatus { open_count, targets })
 }
@@ -149,6 +154,10 @@ mod tests {
         assert_eq!(status.open_count, 4);
         assert_eq!(status.targets[0], ("thin-pool".to_owned(), "0 1/2 3/4 - rw".to_owned()));
         assert_eq!(status.targets[1].0, "linear");
+        let mut circle = buffer.clone();
+        circle[20..24].copy_from_slice(&u32::MAX.to_ne_bytes());
+        circle[HEADER + 64 + 20..][..4].copy_from_slice(&0_u32.to_ne_bytes());
+        assert_eq!(parse(&circle), None);
         buffer[28..32].copy_from_slice(&FLAG_BUFFER_FULL.to_ne_bytes());
         assert_eq!(parse(&buffer), None);
     }
