@@ -28,9 +28,18 @@ pub const fn code(kind: ErrorKind) -> Code {
     }
 }
 
+/// The longest sentence. It goes in a header, and one that repeats a value of the request may be as long
+/// as that.
+const SENTENCE_BYTES_MAX: usize = 4 << 10;
+
 /// The error as its caller sees it: the code, and the sentence with all its causes.
 pub(super) fn status(error: &Error) -> Status {
-    Status::new(code(error.kind()), error.chain())
+    let mut sentence = error.chain();
+    if sentence.len() > SENTENCE_BYTES_MAX {
+        sentence.truncate(sentence.floor_char_boundary(SENTENCE_BYTES_MAX));
+        sentence.push('…');
+    }
+    Status::new(code(error.kind()), sentence)
 }
 
 #[cfg(test)]

@@ -165,7 +165,14 @@ async fn the_csi_socket_bounds_who_calls() {
         ..pb::NodePublishVolumeRequest::default()
     };
     let refused = node.node_publish_volume(many).await.unwrap_err();
-    assert!(refused.message().len() < 10_000, "{}", refused.message().len());
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let health = pb::NodeGetVolumeHealthRequest {
+        volume_id: "ü".repeat(1 << 20),
+        ..pb::NodeGetVolumeHealthRequest::default()
+    };
+    let refused = node.node_get_volume_health(health).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+    assert!(refused.message().len() < 5_000, "{}", refused.message().len());
 
     // Rubbish is refused at once, silence and what never begins after a while.
     let begun = Instant::now();
