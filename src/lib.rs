@@ -20,6 +20,9 @@ pub mod controller;
 pub mod csi;
 pub mod domain;
 pub mod error;
+#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod host;
 pub mod kube;
 pub mod kubelet;

@@ -27,6 +27,9 @@ mod troubles;
 mod volumes;
 mod wipe;
 
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use node::wrap;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -346,6 +346,13 @@ pub fn print(header: &Header) -> Vec<u8> {
         header.slots.iter().map(|slot| (slot.to_string(), serde_json::json!({}))).collect();
     let tokens: BTreeMap<_, _> = header.tokens.iter().map(|(id, t)| (id.to_string(), t)).collect();
     let json = serde_json::json!({ "keyslots": slots, "tokens": tokens }).to_string();
+    with_description(header.uuid, json.as_bytes())
+}
+
+/// A header whose checksums are right, whatever it says.
+#[cfg(any(test, feature = "testing"))]
+#[must_use]
+pub fn with_description(uuid: Uuid, json: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     for magic in MAGIC {
         let mut bytes = vec![0; METADATA];
@@ -358,8 +365,8 @@ pub fn print(header: &Header) -> Vec<u8> {
         put(6, &[0, 2]);
         put(AT_SIZE, &(16_u64 << 10).to_be_bytes());
         put(AT_SEQID, &3_u64.to_be_bytes());
-        put(AT_UUID, header.uuid.to_string().as_bytes());
-        put(BINARY, json.as_bytes());
+        put(AT_UUID, uuid.to_string().as_bytes());
+        put(BINARY, json);
         let sum = checksum(&bytes).unwrap_or_default();
         if let Some(room) = bytes.get_mut(AT_CHECKSUM..).and_then(|b| b.get_mut(..sum.len())) {
             room.copy_from_slice(&sum);

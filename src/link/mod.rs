@@ -16,6 +16,8 @@ mod client;
 mod dial;
 mod failure;
 mod features;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod fuzzing;
 mod hello;
 mod serve;
 mod stream;

@@ -11,6 +11,7 @@
 mod bench;
 mod chart;
 mod demo;
+mod fuzz;
 mod image;
 mod lab;
 mod sanity;
@@ -33,6 +34,7 @@ enum Command {
     Bench(bench::Arguments),
     Chart(chart::Arguments),
     Demo(demo::Arguments),
+    Fuzz(fuzz::Arguments),
     /// A throwaway Kubernetes with nodes in VMs; needs root
     Lab(lab::Arguments),
     Image(image::Arguments),
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Chart(arguments) => chart::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Image(arguments) => image::run(&arguments),
         Command::Sanity(arguments) => sanity::run(&arguments),

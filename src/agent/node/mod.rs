@@ -12,7 +12,7 @@ mod health;
 mod measure;
 mod publish;
 mod stage;
-mod wrap;
+pub(crate) mod wrap;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -41,7 +41,7 @@ pub(super) fn wrap(master: &Secret, uuid: Uuid, slot: u32, key: &Secret) -> Resu
 }
 
 /// The key in a token. `None` when another master key wrapped it, or it was made for another header.
-pub(super) fn unwrap(master: &Secret, token: &Token) -> Option<Secret> {
+pub(crate) fn unwrap(master: &Secret, token: &Token) -> Option<Secret> {
     let nonce = Nonce::try_assume_unique_for_key(&unhex(&token.nonce)?).ok()?;
     let mut bytes = unhex(&token.key)?;
     let bound = bound(token.uuid, token.slot);
