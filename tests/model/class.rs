@@ -54,6 +54,10 @@ impl Class {
         self.has(LUKS)
     }
 
+    pub fn is_wiped(&self) -> bool {
+        self.parameters.iter().any(|(key, _)| *key == "wipe")
+    }
+
     /// Data goes to so many disks in turn.
     pub fn stripes(&self) -> u64 {
         if self.has(("layout", "striped")) { 2 } else { 1 }

@@ -72,13 +72,23 @@ pub fn cut(state: &State, op: &Op, data: &str) -> Vec<State> {
             }
             None => vec![],
         },
-        Op::DeleteSnapshot { s } => match next.snapshots.get_mut(&s) {
-            Some(snapshot) if snapshot.class().is_luks() => {
-                snapshot.bytes.ruined = true;
-                vec![next]
+        Op::DeleteSnapshot { s } => {
+            let Some(snapshot) = state.snapshots.get(&s) else { return vec![] };
+            let class = snapshot.class();
+            let mut changed = snapshot.clone();
+            changed.bytes.ruined |= class.is_luks();
+            let mut all = vec![changed.clone()];
+            if class.is_wiped() && !class.is_thin() {
+                changed.split = true;
+                all.push(changed);
             }
-            _ => vec![],
-        },
+            let with = |snapshot| {
+                let mut next = state.clone();
+                next.snapshots.insert(s, snapshot);
+                next
+            };
+            all.into_iter().map(with).collect()
+        }
         Op::Unstage { v } => match next.volumes.get_mut(&v) {
             Some(volume) => {
                 volume.staged = None;

@@ -187,3 +187,30 @@ fn a_restore_that_was_cut_is_ended_also_when_its_snapshot_is_gone() {
         ],
     );
 }
+
+#[test]
+fn a_thick_snapshot_whose_deletion_was_cut_keeps_its_name_until_that_is_repeated() {
+    replay(
+        60187,
+        vec![
+            Round {
+                calls: vec![Call {
+                    op: Create { v: 3, class: 12, mib: 512, limit: 0, from: Nothing },
+                    cancel: None,
+                }],
+                fault: None,
+            },
+            Round {
+                calls: vec![Call { op: Stage { v: 3, access: Ext4, key: Master }, cancel: None }],
+                fault: None,
+            },
+            Round { calls: vec![Call { op: Snapshot { s: 3, v: 3 }, cancel: None }], fault: None },
+            Round {
+                calls: vec![Call { op: DeleteSnapshot { s: 3 }, cancel: None }],
+                fault: Some(Fault { at: 0, mode: KillAfter }),
+            },
+            Round { calls: vec![Call { op: Snapshot { s: 3, v: 0 }, cancel: None }], fault: None },
+            Round { calls: vec![Call { op: DeleteSnapshot { s: 3 }, cancel: None }], fault: None },
+        ],
+    );
+}

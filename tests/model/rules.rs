@@ -84,7 +84,7 @@ fn source(state: &State, from: From) -> Option<Source<'_>> {
     match from {
         From::Nothing => None,
         From::OfSnapshot(s) => {
-            let it = state.snapshots.get(&s)?;
+            let it = state.snapshots.get(&s).filter(|it| !it.split)?;
             Some(Source { class: it.class(), size: it.size, hides: it.hides(), bytes: &it.bytes })
         }
         From::OfVolume(v) => {
@@ -113,11 +113,13 @@ fn create(state: &State, v: u8, class: u8, range: (u64, u64), from: From) -> Vec
             (true, half) => again(state, v, half, lacks_source),
         };
     }
-    if let From::OfVolume(v) = from
-        && lacks_source
-        && state.volumes.contains_key(&v)
-    {
-        // It is still being made.
+    let half = match from {
+        From::Nothing => false,
+        From::OfVolume(v) => state.volumes.contains_key(&v),
+        From::OfSnapshot(s) => state.snapshots.contains_key(&s),
+    };
+    if lacks_source && half {
+        // It is still being made, or its deletion was begun.
         return refuse(state, Code::Unavailable);
     }
     if lacks_source {
@@ -213,6 +215,14 @@ fn snapshot(state: &State, s: u8, v: u8) -> Vec<Outcome> {
         if found.of != v {
             return refuse(state, Code::AlreadyExists);
         }
+        if found.split {
+            let mut without = state.clone();
+            without.snapshots.remove(&s);
+            let mut all = snapshot(&without, s, v);
+            // It is removed before anything else is said.
+            all.push(Outcome::refused(&[Code::Unavailable], without));
+            return all;
+        }
         return vec![Outcome::new(Answer::Taken { of: v, size: found.size }, state.clone())];
     }
     let Some(volume) = state.volumes.get(&v) else { return refuse(state, Code::NotFound) };
@@ -222,7 +232,7 @@ fn snapshot(state: &State, s: u8, v: u8) -> Vec<Outcome> {
     let (size, class) = (volume.size, volume.class);
     let bytes = volume.bytes.clone();
     let mut next = state.clone();
-    next.snapshots.insert(s, Snapshot { of: v, orphan: false, class, size, bytes });
+    next.snapshots.insert(s, Snapshot { of: v, orphan: false, split: false, class, size, bytes });
     vec![
         Outcome::new(Answer::Taken { of: v, size }, next),
         Outcome::refused(&[Code::ResourceExhausted], state.clone()),

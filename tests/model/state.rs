@@ -56,6 +56,8 @@ pub struct Snapshot {
     pub of: u8,
     /// The volume that it was taken of is gone, also when there is another one of its name.
     pub orphan: bool,
+    /// Its deletion was cut after it ceased to be one: it is listed no more, and has its name still.
+    pub split: bool,
     pub class: u8,
     pub size: u64,
     pub bytes: Bytes,
@@ -109,7 +111,7 @@ impl State {
 
     /// Whether it has snapshots that cannot be read without it.
     pub fn has_thick_snapshots(&self, v: u8) -> bool {
-        let thick = |it: &Snapshot| it.of == v && !it.orphan && !it.class().is_thin();
+        let thick = |it: &Snapshot| it.of == v && !it.orphan && !it.split && !it.class().is_thin();
         self.snapshots.values().any(thick)
     }
 
