@@ -123,6 +123,17 @@ pub fn later(states: BTreeSet<State>) -> BTreeSet<State> {
                 volume.half = None;
             }
             left.push(done);
+            let source_is_there = match volume.from {
+                From::Nothing => true,
+                From::OfSnapshot(s) => state.snapshots.get(&s).is_some_and(|it| !it.split),
+                From::OfVolume(v) => state.volumes.contains_key(&v),
+            };
+            if !source_is_there {
+                // It can never be complete, and is removed.
+                let mut removed = state.clone();
+                removed.volumes.remove(v);
+                left.push(removed);
+            }
             // It is copied from what its source holds when that is begun.
             if let From::OfVolume(source) = volume.from
                 && let Some(source) = state.volumes.get(&source)

@@ -82,6 +82,12 @@ fn follow(state: &State, one: &Told, told: &[Told], circumstances: Circumstances
         (Code::FailedPrecondition, Op::Unstage { .. }) if trouble => {
             next.extend(doubt::after(state, op, &one.data));
         }
+        // Its decrypted device could not be closed.
+        (Code::FailedPrecondition, Op::Delete { v })
+            if trouble && state.volumes.get(v).is_some_and(|it| it.class().is_luks()) =>
+        {
+            next.push(state.clone());
+        }
         // It is being copied from.
         (Code::FailedPrecondition, Op::DeleteSnapshot { s }) if company => {
             let read = told.iter().any(|it| {
