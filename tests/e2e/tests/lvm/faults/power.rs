@@ -15,10 +15,10 @@ use crate::support::{
     expect_nothing_left, filesystem, fill, pooled, started, sum,
 };
 
-/// New rounds begin for so long; each takes some 20 s.
-const TIME: Duration = Duration::from_secs(45);
+/// New rounds begin for so long; each takes a minute or two.
+const TIME: Duration = Duration::from_secs(20);
 /// And as many as it takes to prove anything.
-const ROUNDS: u64 = 3;
+const ROUNDS: u64 = 2;
 /// How long everything lives before the power goes.
 const LIFE: u64 = 6000;
 /// For one call with all its repetitions after a boot.
