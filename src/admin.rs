@@ -72,19 +72,7 @@ pub async fn serve_on(
         .with_state(Served { metrics, is_ready });
     let (guests, tasks) =
         (Guests::new(CONNECTIONS_MAX, CONNECTIONS_OF_ONE_MAX), TaskTracker::new());
-    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-        let (stream, from) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot take a connection");
-                tokio::time::sleep(net::ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Some(place) = guests.admit(from.ip()) else {
-            tracing::debug!(%from, "closed: too many connections");
-            continue;
-        };
+    while let Some((stream, from, place)) = guests.next(&listener, &stop).await {
         let answered = answer(stream, router.clone());
         tasks.spawn(async move {
             if tokio::time::timeout(CONNECTION_TIMEOUT, answered).await.is_err() {

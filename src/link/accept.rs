@@ -104,19 +104,7 @@ impl Accept {
     /// Takes connections of a listener until `stop`.
     pub async fn run_on(self, listener: TcpListener, stop: CancellationToken) {
         let strangers = Guests::new(STRANGERS_MAX, STRANGERS_OF_ONE_MAX);
-        while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-            let (stream, from) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot take a connection");
-                    tokio::time::sleep(net::ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let Some(place) = strangers.admit(from.ip()) else {
-                tracing::debug!(%from, "closed: too many peers are being greeted");
-                continue;
-            };
+        while let Some((stream, from, place)) = strangers.next(&listener, &stop).await {
             let (door, stop) = (self.clone(), stop.clone());
             tokio::spawn(async move {
                 let greeting = tokio::time::timeout(GREETING_TIMEOUT, door.greet(stream)).await;

@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 
 use super::features::Features;
-use super::{KEEPALIVE_EVERY, KEEPALIVE_TIMEOUT, failure, wire};
+use super::{KEEPALIVE_EVERY, KEEPALIVE_TIMEOUT, failure, inventory, wire};
 use crate::agent::Labels;
 use crate::controller::Session;
 use crate::domain::{
@@ -100,7 +100,7 @@ impl RemoteAgent {
             match stream.message().await {
                 Ok(Some(event)) => {
                     let more = event.more;
-                    if let Err(error) = wire::apply(&mut inventory, event) {
+                    if let Err(error) = inventory::apply(&mut inventory, event) {
                         return error;
                     }
                     if !more {

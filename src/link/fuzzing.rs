@@ -3,7 +3,7 @@
 use cinderblock_proto::agent::v1 as pb;
 use prost::Message;
 
-use super::{failure, hello, wire};
+use super::{failure, hello, inventory, wire};
 use crate::domain::Inventory;
 
 /// Bytes in the place of a greeting.
@@ -32,13 +32,13 @@ pub(crate) fn inventory(bytes: &[u8]) {
     let mut rest = bytes;
     let mut inventory = Inventory::default();
     while let Ok(event) = pb::InventoryEvent::decode_length_delimited(&mut rest) {
-        if wire::apply(&mut inventory, event).is_err() {
+        if inventory::apply(&mut inventory, event).is_err() {
             return;
         }
     }
     let mut copy = Inventory::default();
-    for event in wire::events(None, &inventory) {
-        let refused = wire::apply(&mut copy, event).err();
+    for event in inventory::events(None, &inventory) {
+        let refused = inventory::apply(&mut copy, event).err();
         assert_eq!(refused.map(|e| e.chain()), None);
     }
     assert_eq!(copy, inventory);

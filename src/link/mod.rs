@@ -19,6 +19,7 @@ mod features;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod fuzzing;
 mod hello;
+mod inventory;
 mod serve;
 mod stream;
 mod troubles;

@@ -15,7 +15,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
 use super::stream::Watched;
-use super::{KEEPALIVE_EVERY, KEEPALIVE_TIMEOUT, failure, wire};
+use super::{KEEPALIVE_EVERY, KEEPALIVE_TIMEOUT, failure, inventory, wire};
 use crate::agent::{Agent, Labels};
 use crate::domain::{Told, VolumeAgent};
 use crate::error::{Error, Result};
@@ -102,7 +102,7 @@ impl<H: Host> NodeAgent for Service<H> {
             loop {
                 let now = Arc::clone(&inventory.borrow_and_update());
                 if now.revision > 0 {
-                    for event in wire::events(told.as_deref(), &now) {
+                    for event in inventory::events(told.as_deref(), &now) {
                         if sender.send(Ok(event)).await.is_err() {
                             return;
                         }

@@ -1,8 +1,13 @@
-//! How many connections may be open at a time.
+//! Taking connections, and how many may be open at a time.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::ACCEPT_PAUSE;
 
 /// Places for connections: so many in all, and so many from one address.
 #[derive(Debug)]
@@ -45,6 +50,31 @@ impl Guests {
         now.all = now.all.saturating_add(1);
         now.by_address.insert(from, of_one.saturating_add(1));
         Some(Guest { guests: Arc::clone(self), from })
+    }
+}
+
+impl Guests {
+    /// The next connection for which there is a place; those for which there is none are closed.
+    /// `None` once it is time to stop.
+    pub async fn next(
+        self: &Arc<Self>,
+        listener: &TcpListener,
+        stop: &CancellationToken,
+    ) -> Option<(TcpStream, SocketAddr, Guest)> {
+        loop {
+            match stop.run_until_cancelled(listener.accept()).await? {
+                Ok((stream, from)) => {
+                    if let Some(place) = self.admit(from.ip()) {
+                        return Some((stream, from, place));
+                    }
+                    tracing::debug!(%from, "closed: too many connections");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot take a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 /// Connections that wait to be accepted. Sidecars have one each.
 const BACKLOG: u32 = 64;
 /// A pause when the system gives no connection (no descriptors left).
-pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Listens at a path. A socket that an earlier process left there is removed; anything else is not.
 ///

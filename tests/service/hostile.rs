@@ -2,182 +2,18 @@
 //! them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cinderblock::domain::{CowSize, CreateSnapshot, Parameters, Topology};
 use cinderblock::error::ErrorKind;
 use cinderblock::names::{CsiName, Handle, LvmUuid, NodeName};
-use cinderblock::tls::client_config;
 use cinderblock_proto::agent::v1 as pb;
-use pb::node_agent_server::{NodeAgent, NodeAgentServer};
-use prost::Message;
-use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::{mpsc, watch};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
 
 use crate::link::{Dialling, Door};
+use crate::peers::{FakeNode, dial, greet, hello};
 use crate::support::thin;
-
-type Events = Pin<Box<dyn Stream<Item = Result<pb::InventoryEvent, Status>> + Send>>;
-
-/// A node that says what it likes.
-#[derive(Clone)]
-struct Liar {
-    events: watch::Sender<Vec<pb::InventoryEvent>>,
-    /// What it answers to whoever asks for a volume or a snapshot.
-    volume: Arc<Mutex<pb::Volume>>,
-    snapshot: Arc<Mutex<pb::Snapshot>>,
-    /// What it was asked to remove.
-    removed: Arc<Mutex<Vec<String>>>,
-}
-
-#[tonic::async_trait]
-impl NodeAgent for Liar {
-    type WatchInventoryStream = Events;
-
-    async fn watch_inventory(
-        &self,
-        _: Request<pb::WatchInventoryRequest>,
-    ) -> Result<Response<Events>, Status> {
-        let (mut told, (sender, receiver)) = (self.events.subscribe(), mpsc::channel(1));
-        tokio::spawn(async move {
-            loop {
-                let events = told.borrow_and_update().clone();
-                for event in events {
-                    if sender.send(Ok(event)).await.is_err() {
-                        return;
-                    }
-                }
-                if told.changed().await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
-    }
-
-    async fn identify(
-        &self,
-        _: Request<pb::IdentifyRequest>,
-    ) -> Result<Response<pb::IdentifyResponse>, Status> {
-        Err(Status::unimplemented("an agent of earlier days"))
-    }
-
-    async fn update_labels(
-        &self,
-        _: Request<pb::Labels>,
-    ) -> Result<Response<pb::UpdateLabelsResponse>, Status> {
-        Ok(Response::new(pb::UpdateLabelsResponse {}))
-    }
-
-    async fn create_volume(
-        &self,
-        _: Request<pb::CreateVolumeRequest>,
-    ) -> Result<Response<pb::CreateVolumeResponse>, Status> {
-        let volume = self.volume.lock().unwrap().clone();
-        let result = Some(pb::create_volume_response::Result::Volume(volume));
-        Ok(Response::new(pb::CreateVolumeResponse { result, revision: 1 }))
-    }
-
-    async fn delete_volume(
-        &self,
-        request: Request<pb::DeleteVolumeRequest>,
-    ) -> Result<Response<pb::DoneResponse>, Status> {
-        self.removed.lock().unwrap().push(request.into_inner().handle);
-        Ok(Response::new(pb::DoneResponse { failure: None, revision: 1 }))
-    }
-
-    async fn expand_volume(
-        &self,
-        _: Request<pb::ExpandVolumeRequest>,
-    ) -> Result<Response<pb::ExpandVolumeResponse>, Status> {
-        Err(Status::internal("x".repeat(8_000)))
-    }
-
-    async fn create_snapshot(
-        &self,
-        _: Request<pb::CreateSnapshotRequest>,
-    ) -> Result<Response<pb::CreateSnapshotResponse>, Status> {
-        let snapshot = self.snapshot.lock().unwrap().clone();
-        let result = Some(pb::create_snapshot_response::Result::Snapshot(snapshot));
-        Ok(Response::new(pb::CreateSnapshotResponse { result, revision: 1 }))
-    }
-
-    async fn delete_snapshot(
-        &self,
-        request: Request<pb::DeleteSnapshotRequest>,
-    ) -> Result<Response<pb::DoneResponse>, Status> {
-        self.removed.lock().unwrap().push(request.into_inner().handle);
-        Ok(Response::new(pb::DoneResponse { failure: None, revision: 1 }))
-    }
-}
-
-impl Liar {
-    fn telling(event: pb::InventoryEvent) -> Self {
-        Self {
-            events: watch::Sender::new(vec![event]),
-            volume: Arc::default(),
-            snapshot: Arc::default(),
-            removed: Arc::default(),
-        }
-    }
-
-    fn tell(&self, event: pb::InventoryEvent) {
-        self.events.send_replace(vec![event]);
-    }
-
-    /// Connects, and serves. Until when the connection lasts.
-    async fn connect(&self, door: &Door, node: &str) -> tokio::task::JoinHandle<()> {
-        let mut stream = greet(door, &format!("node:{node}")).await;
-        let (ours, mut theirs) = tokio::io::duplex(1 << 20);
-        let incoming = tokio_stream::once(Ok::<_, std::io::Error>(ours));
-        let served = tonic::transport::Server::builder()
-            .add_service(NodeAgentServer::new(self.clone()))
-            .serve_with_incoming(incoming);
-        tokio::spawn(served);
-        tokio::spawn(async move {
-            drop(tokio::io::copy_bidirectional(&mut stream, &mut theirs).await);
-        })
-    }
-}
-
-/// TLS with the door.
-async fn dial(door: &Door) -> TlsStream<TcpStream> {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("ca.crt");
-    std::fs::write(&file, door.authority.certificate()).unwrap();
-    let stream = TcpStream::connect(door.address).await.unwrap();
-    let connector = TlsConnector::from(Arc::new(client_config(&file).unwrap()));
-    connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap()
-}
-
-/// TLS with the door, and a token that it takes.
-async fn greet(door: &Door, token: &str) -> TlsStream<TcpStream> {
-    let mut stream = dial(door).await;
-    let hello = pb::Hello {
-        protocol: 1,
-        token: token.to_owned(),
-        driver_name: "lvm.example".to_owned(),
-        ..pb::Hello::default()
-    };
-    let hello = hello.encode_to_vec();
-    stream.write_u32(u32::try_from(hello.len()).unwrap()).await.unwrap();
-    stream.write_all(&hello).await.unwrap();
-    stream.flush().await.unwrap();
-    let len = stream.read_u32().await.unwrap();
-    let mut welcome = vec![0; usize::try_from(len).unwrap()];
-    stream.read_exact(&mut welcome).await.unwrap();
-    assert_eq!(pb::Welcome::decode(welcome.as_slice()).unwrap().refusal, "");
-    stream
-}
 
 /// An inventory with these volume groups and volumes.
 fn having(revision: u64, vgs: &[&str], volumes: &[&Handle]) -> pb::InventoryEvent {
@@ -225,7 +61,7 @@ async fn a_node_speaks_only_for_its_own_volume_groups() {
     let (own, there) = (LvmUuid::derived("liar"), volume.handle.vg.clone());
 
     // It tells of volumes of a volume group that it does not even say it has.
-    let liar = Liar::telling(having(1, &[own.as_str()], &[&volume.handle]));
+    let liar = FakeNode::telling(having(1, &[own.as_str()], &[&volume.handle]));
     let _serving = liar.connect(&door, "n2").await;
     door.wait(2).await;
     let node_of = || door.controller.volume(&volume.handle).map(|(node, _)| node.to_string());
@@ -269,7 +105,7 @@ async fn a_volume_group_is_not_taken_over_while_its_node_is_away() {
     let (_, volume) = door.controller.create_volume(thin("a"), only("n1"), &none).await.unwrap();
     honest.stop.cancel();
     door.wait(0).await;
-    let liar = Liar::telling(having(1, &[volume.handle.vg.as_str()], &[]));
+    let liar = FakeNode::telling(having(1, &[volume.handle.vg.as_str()], &[]));
     let _serving = liar.connect(&door, "n2").await;
     door.wait(1).await;
     let error = door.controller.delete_volume(volume.handle).await.unwrap_err();
@@ -302,7 +138,7 @@ async fn an_id_that_is_not_the_nodes_own_is_not_taken_from_it() {
             })),
         }],
     });
-    let liar = Liar::telling(event);
+    let liar = FakeNode::telling(event);
     let _serving = liar.connect(&door, "n2").await;
     door.wait(2).await;
     let answer = |handle: &Handle, name: &str| pb::Volume {
@@ -391,7 +227,7 @@ async fn what_a_node_tells_has_its_bounds() {
     nameless.volumes.push(pb::Volume { handle: "../../etc".to_owned(), ..pb::Volume::default() });
     let cases = [without_end, vec![many(100_000, 0)], vec![groups(1_025)], vec![nameless]];
     for (n, events) in cases.into_iter().enumerate() {
-        let liar = Liar::telling(having(1, &[own.as_str()], &[]));
+        let liar = FakeNode::telling(having(1, &[own.as_str()], &[]));
         liar.events.send_replace(events);
         let serving = liar.connect(&door, "n2").await;
         let ended = tokio::time::timeout(Duration::from_secs(30), serving).await;
@@ -399,7 +235,7 @@ async fn what_a_node_tells_has_its_bounds() {
         assert_eq!(door.registry.connected(), 0, "case {n}");
     }
     // The same within bounds.
-    let liar = Liar::telling(groups(1_024));
+    let liar = FakeNode::telling(groups(1_024));
     let serving = liar.connect(&door, "n2").await;
     door.wait(1).await;
     serving.abort();
@@ -409,7 +245,7 @@ async fn what_a_node_tells_has_its_bounds() {
 async fn one_node_has_few_connections() {
     let door = Door::open().await;
     let own = LvmUuid::derived("liar");
-    let liar = Liar::telling(having(1, &[own.as_str()], &[]));
+    let liar = FakeNode::telling(having(1, &[own.as_str()], &[]));
     let mut serving = Vec::new();
     for _ in 0..6 {
         serving.push(liar.connect(&door, "n2").await);
@@ -455,7 +291,7 @@ async fn a_connection_does_not_outlive_its_token() {
     })
     .await;
     // Who cannot say who it is, is not kept.
-    let liar = Liar::telling(having(1, &[], &[]));
+    let liar = FakeNode::telling(having(1, &[], &[]));
     let serving = liar.connect(&door, "n3").await;
     assert!(tokio::time::timeout(Duration::from_secs(30), serving).await.is_ok());
 }
@@ -506,7 +342,7 @@ async fn greetings_that_come_to_nothing_are_given_up() {
             let mut rest = Vec::new();
             drop(peer.read_to_end(&mut rest).await);
         }
-        let mut known = greet(&door, "node:n2").await;
+        let mut known = greet(&door, &hello("node:n2")).await;
         known.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         drop(known.read_to_end(&mut Vec::new()).await);
     };

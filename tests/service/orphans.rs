@@ -37,6 +37,8 @@ struct Objects {
     away: bool,
     /// How often it was asked.
     lists: u32,
+    /// What it knows from that list on.
+    later: Option<(u32, Handle)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -59,6 +61,10 @@ impl Api {
     fn see(&self, see: See<'_>, with_snapshots: bool) -> Result<bool> {
         let mut objects = self.0.lock().unwrap();
         objects.lists += 1;
+        let lists = objects.lists;
+        if let Some((_, handle)) = objects.later.take_if(|(from, _)| lists >= *from) {
+            objects.handles.insert(handle.to_string());
+        }
         // Half of it comes, and then nothing.
         objects.handles.iter().for_each(|handle| see(Mention::Handle(handle)));
         if objects.away {
@@ -346,6 +352,22 @@ async fn only_an_orphan_that_is_named_is_removed() {
     assert_eq!(scene.handles(), [other]);
     let error = scene.remove(&lost).await.unwrap_err();
     assert!(error.to_string().contains("no node that is connected has it"), "{error}");
+}
+
+/// While the one before it is removed, which may take minutes.
+#[tokio::test(start_paused = true)]
+async fn one_that_gets_an_object_meanwhile_stays() {
+    let scene = Scene::new().await;
+    let (lost, kept) = (scene.volume("pvc-1").await, scene.volume("pvc-2").await);
+    minutes(75).await;
+    let handles = [lost.clone(), kept.clone()];
+    assert_eq!(scene.handles(), handles);
+    // The two lists of the first look do not have it.
+    scene.api.set(|objects| objects.later = Some((objects.lists + 3, kept.clone())));
+    let removed = scene.orphans.remove(&handles).await.unwrap();
+    assert!(!scene.there(&lost) && scene.there(&kept), "{removed:?}");
+    let error = removed[1].as_ref().unwrap_err().to_string();
+    assert!(removed[0].is_ok() && error.contains("an object of the cluster knows it"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,7 @@
 //! Controllers and agents of neighbouring versions: what the first version of the agent protocol says
 //! is understood for ever, and what an older agent would drop without a word is not asked of it.
 
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use cinderblock::domain::{Parameters, Topology};
 use cinderblock::error::ErrorKind;
@@ -14,17 +13,13 @@ use cinderblock::units::Bytes;
 use cinderblock_proto::agent::v1 as pb;
 use hyper_util::rt::TokioIo;
 use pb::node_agent_client::NodeAgentClient;
-use pb::node_agent_server::{NodeAgent, NodeAgentServer};
 use prost::Message;
-use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
-use tokio_stream::StreamExt;
-use tonic::transport::{Endpoint, Server, Uri};
-use tonic::{Request, Response, Status};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tonic::transport::{Endpoint, Uri};
 
-use crate::link::{Dialling, Door, trust};
+use crate::link::{Dialling, Door};
+use crate::peers::{FakeNode, greet, receive, send};
 use crate::support::{encrypted, thick, thin, wiped};
 
 const VG: &str = "9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6Ov";
@@ -121,118 +116,13 @@ fn the_first_version_is_written_as_ever() {
     assert_eq!(now, recorded);
 }
 
-async fn send(stream: &mut (impl AsyncWrite + Unpin), message: &impl Message) {
-    let body = message.encode_to_vec();
-    stream.write_all(&u32::try_from(body.len()).unwrap().to_be_bytes()).await.unwrap();
-    stream.write_all(&body).await.unwrap();
-    stream.flush().await.unwrap();
-}
-
-async fn receive<M: Message + Default>(stream: &mut (impl AsyncRead + Unpin)) -> M {
-    let len = usize::try_from(stream.read_u32().await.unwrap()).unwrap();
-    let mut body = vec![0; len];
-    stream.read_exact(&mut body).await.unwrap();
-    M::decode(body.as_slice()).unwrap()
-}
-
-/// An agent of the first version.
-#[derive(Clone, Default)]
-struct OldAgent(Arc<Mutex<Vec<pb::CreateVolumeRequest>>>);
-
-#[tonic::async_trait]
-impl NodeAgent for OldAgent {
-    type WatchInventoryStream = Pin<
-        Box<dyn tokio_stream::Stream<Item = Result<pb::InventoryEvent, Status>> + Send + 'static>,
-    >;
-
-    async fn watch_inventory(
-        &self,
-        _: Request<pb::WatchInventoryRequest>,
-    ) -> Result<Response<Self::WatchInventoryStream>, Status> {
-        let after = pb::InventoryEvent {
-            revision: 8,
-            volumes: vec![made("pvc-1")],
-            ..pb::InventoryEvent::default()
-        };
-        let told = tokio_stream::iter([Ok(inventory()), Ok(after)]);
-        Ok(Response::new(Box::pin(told.chain(tokio_stream::pending()))))
-    }
-
-    async fn identify(
-        &self,
-        _: Request<pb::IdentifyRequest>,
-    ) -> Result<Response<pb::IdentifyResponse>, Status> {
-        Err(Status::unimplemented("there was no such call"))
-    }
-
-    async fn update_labels(
-        &self,
-        _: Request<pb::Labels>,
-    ) -> Result<Response<pb::UpdateLabelsResponse>, Status> {
-        Ok(Response::new(pb::UpdateLabelsResponse {}))
-    }
-
-    async fn create_volume(
-        &self,
-        request: Request<pb::CreateVolumeRequest>,
-    ) -> Result<Response<pb::CreateVolumeResponse>, Status> {
-        let request = request.into_inner();
-        let volume = pb::create_volume_response::Result::Volume(made(&request.name));
-        self.0.lock().unwrap().push(request);
-        Ok(Response::new(pb::CreateVolumeResponse { result: Some(volume), revision: 8 }))
-    }
-
-    async fn delete_volume(
-        &self,
-        _: Request<pb::DeleteVolumeRequest>,
-    ) -> Result<Response<pb::DoneResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
-    }
-
-    async fn expand_volume(
-        &self,
-        _: Request<pb::ExpandVolumeRequest>,
-    ) -> Result<Response<pb::ExpandVolumeResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
-    }
-
-    async fn create_snapshot(
-        &self,
-        _: Request<pb::CreateSnapshotRequest>,
-    ) -> Result<Response<pb::CreateSnapshotResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
-    }
-
-    async fn delete_snapshot(
-        &self,
-        _: Request<pb::DeleteSnapshotRequest>,
-    ) -> Result<Response<pb::DoneResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_agent_is_not_asked_for_what_it_would_drop() {
     let door = Door::open().await;
-    let dir = tempfile::tempdir().unwrap();
-    let ca_file = dir.path().join("ca.crt");
-    trust(&ca_file, &door.authority);
-    let stream = TcpStream::connect(door.address).await.unwrap();
-    let tls = TlsConnector::from(Arc::new(tls::client_config(&ca_file).unwrap()));
-    let name = ServerName::try_from("localhost").unwrap();
-    let mut stream = tls.connect(name, stream).await.unwrap();
-    send(&mut stream, &hello()).await;
-    let welcome: pb::Welcome = receive(&mut stream).await;
-    assert_eq!((welcome.protocol, welcome.refusal.as_str()), (1, ""));
-    let agent = OldAgent::default();
-    // What tonic's server takes for a connection.
-    let (near, mut far) = tokio::io::duplex(64 << 10);
-    tokio::spawn(async move { tokio::io::copy_bidirectional(&mut stream, &mut far).await });
-    let incoming = tokio_stream::once(Ok::<_, std::io::Error>(near));
-    let server = Server::builder()
-        .add_service(NodeAgentServer::new(agent.clone()))
-        .serve_with_incoming(incoming.chain(tokio_stream::pending()));
-    tokio::spawn(server);
+    // An agent of the first version.
+    let agent = FakeNode::telling(inventory());
+    *agent.volume.lock().unwrap() = made("pvc-1");
+    let _serving = agent.serve(greet(&door, &hello()).await);
     door.wait(1).await;
 
     let create = async |request| {
@@ -249,7 +139,7 @@ async fn an_older_agent_is_not_asked_for_what_it_would_drop() {
         let refused = create(request).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Unavailable, "{feature}: {refused:?}");
     }
-    assert!(agent.0.lock().unwrap().is_empty(), "it was asked");
+    assert_eq!(agent.created.lock().unwrap().len(), 0, "it was asked");
     // What it has always known it makes as ever, and what it has told is understood.
     let (_, volume) = create(thin("pvc-1")).await.unwrap();
     assert_eq!((volume.size, volume.encrypted), (Bytes::gib(1), false));

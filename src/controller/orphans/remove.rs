@@ -7,19 +7,25 @@ use crate::error::{Error, Result};
 use crate::names::Handle;
 
 impl Orphans {
-    /// Removes orphans by their ids: what became of each.
+    /// Removes orphans by their ids: what became of each. The cluster is asked anew before each, for a
+    /// removal can take minutes.
     ///
     /// # Errors
-    /// When the cluster cannot be asked. Then nothing is removed.
+    /// When the cluster cannot be asked at the beginning. Then nothing is removed.
     pub async fn remove(&self, handles: &[Handle]) -> Result<Vec<Result<Orphan>>> {
         self.look().await?;
         let mut removed = Vec::new();
-        for handle in handles {
-            removed.push(Box::pin(self.remove_one(handle)).await);
+        for (nth, handle) in handles.iter().enumerate() {
+            let looked = if nth == 0 { Ok(()) } else { self.look().await };
+            removed.push(match looked {
+                Ok(()) => Box::pin(self.remove_one(handle)).await,
+                Err(error) => Err(error),
+            });
         }
         Ok(removed)
     }
 
+    /// Removes one, by what was seen right before.
     async fn remove_one(&self, handle: &Handle) -> Result<Orphan> {
         let orphan = self.proved(handle).await?;
         let Orphan { node, what, size, .. } = &orphan;

@@ -79,7 +79,7 @@ pub(crate) static RINGS: [Ring; 9] = [
     },
     Ring {
         name: "sanity",
-        about: "csi-sanity on thin, thick, block and raid1 volumes in a node VM",
+        about: "csi-sanity on thin, thick, block, raid1 and encrypted volumes in a node VM",
         needs: Needs::Vms,
         on_demand: false,
         tests: Tests::Sanity,
