@@ -209,6 +209,11 @@ struct BackendLabels {
     volume_group: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TroubleLabels {
+    reason: &'static str,
+}
+
 #[derive(Debug)]
 struct Backends(watch::Receiver<Arc<Inventory>>);
 
@@ -275,6 +280,21 @@ impl Collector for Backends {
                 };
                 ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
             }
+        }
+        let mut troubles = BTreeMap::<_, u64>::new();
+        for (_, reason) in inventory.troubles.keys() {
+            let count = troubles.entry(reason.as_str()).or_default();
+            *count = count.saturating_add(1);
+        }
+        let gauge = ConstGauge::<u64>::new(0);
+        let mut metric = encoder.encode_descriptor(
+            "cinderblock_troubles",
+            "What is wrong now, by the reason of its event",
+            None,
+            gauge.metric_type(),
+        )?;
+        for (reason, count) in troubles {
+            ConstGauge::new(count).encode(metric.encode_family(&TroubleLabels { reason })?)?;
         }
         for (name, help, value) in [
             ("cinderblock_volumes", "Volumes on this node", inventory.volumes.len()),

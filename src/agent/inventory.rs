@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior};
+
 use super::Agent;
 use crate::domain::{
     BackendState, BackendStatus, ContentSource, Inventory, Provisioning, Snapshot, Unfinished,
@@ -16,33 +19,58 @@ use crate::names::Handle;
 
 /// How often the disks are looked at for changes by others: a few hundred bytes a disk.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// What is known is published although backends have not been set up by then.
+const FIRST_SET_UP: Duration = Duration::from_mins(1);
 
 impl<H: Host> Agent<H> {
     /// Scans, sets up backends and publishes, for ever.
     pub(super) async fn keep_inventory(&self) {
         self.first_scan().await;
-        let mut changes = self.0.store.changes();
+        self.watch_raid().await;
+        let changes = self.0.store.changes();
+        // The first inventory must not say that what is wrong is not.
+        let first = self.set_up_backends();
+        tokio::pin!(first);
+        let is_over = tokio::time::timeout(FIRST_SET_UP, &mut first).await.is_ok();
+        let set_up = async {
+            if !is_over {
+                first.await;
+            }
+            self.keep_set_up().await;
+        };
+        tokio::join!(set_up, self.keep_published(changes));
+    }
+
+    /// Sets up backends when something has changed that they depend on. Apart from all else: it waits
+    /// for LVM, which may hang.
+    async fn keep_set_up(&self) {
         let mut config = self.0.config.clone();
         let mut labels = self.0.labels.clone();
-        let mut tick = tokio::time::interval(LOOK_EVERY);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // The first inventory must not say that what is wrong is not.
-        self.watch_raid().await;
-        self.set_up_backends().await;
+        let mut tick = ticks();
         loop {
             // A sender that is gone will change nothing any more: wait for the others.
             tokio::select! {
+                Ok(()) = config.changed() => {}
+                Ok(()) = labels.changed() => {}
+                _ = tick.tick() => if !self.backends_need_attention() {
+                    continue;
+                },
+            }
+            self.set_up_backends().await;
+            self.publish();
+        }
+    }
+
+    async fn keep_published(&self, mut changes: watch::Receiver<u64>) {
+        let mut tick = ticks();
+        loop {
+            tokio::select! {
                 Ok(()) = changes.changed() => {}
-                Ok(()) = config.changed() => self.set_up_backends().await,
-                Ok(()) = labels.changed() => self.set_up_backends().await,
                 _ = tick.tick() => {
                     for vg in self.0.store.all() {
                         self.0.store.notice(&vg).await;
                     }
                     self.watch_raid().await;
-                    if self.backends_need_attention() {
-                        self.set_up_backends().await;
-                    }
                 }
             }
             self.publish();
@@ -108,6 +136,12 @@ impl<H: Host> Agent<H> {
         share(&self.0.inventory.borrow(), &mut inventory);
         inventory
     }
+}
+
+fn ticks() -> Interval {
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
 }
 
 fn records(inventory: &Inventory) -> usize {

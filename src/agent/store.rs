@@ -32,6 +32,9 @@ const QUEUE_MAX: usize = 256;
 /// milliseconds.
 const LOOKS_MAX: u32 = 4;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// A change that LVM has not ended after this is told as a trouble. Most take a second; to zero the
+/// metadata of a large pool takes tens.
+const HANGS: Duration = Duration::from_mins(1);
 
 /// All VGs of this node.
 #[derive(Debug)]
@@ -60,6 +63,8 @@ pub(super) struct Vg {
     state: watch::Sender<Arc<VgState>>,
     turn: Mutex<Disks>,
     waiting: AtomicUsize,
+    /// What LVM does not come to the end of.
+    hanging: RwLock<Option<String>>,
     /// Whether its disks have told the same as LVM so far.
     readable: AtomicBool,
 }
@@ -203,6 +208,7 @@ impl Vg {
             state: watch::Sender::new(Arc::new(state)),
             turn: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            hanging: RwLock::default(),
             readable: AtomicBool::new(true),
         }
     }
@@ -214,6 +220,11 @@ impl Vg {
 
     pub(super) fn name(&self) -> VgName {
         self.state.borrow().name.clone()
+    }
+
+    /// What LVM does not come to the end of, in a sentence. `None` when all is well.
+    pub(super) fn hanging(&self) -> Option<String> {
+        self.hanging.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set(&self, state: Arc<VgState>) -> bool {
@@ -356,7 +367,8 @@ impl<H: Host> Turn<'_, H> {
         let call = command::change(&target, change);
         let label = call.label();
         let started = Instant::now();
-        let done = self.store.host.run(&call).await.map_err(|e| lost(&label, e))?;
+        let running = self.store.host.run(&call);
+        let done = self.wait_for(&label, running).await.map_err(|e| lost(&label, e))?;
         let lv = change.lv().map_or("", |lv| lv.as_str());
         let elapsed = started.elapsed();
         if done.success() {
@@ -365,6 +377,49 @@ impl<H: Host> Turn<'_, H> {
         }
         tracing::warn!(vg = %state.name, lv, command = %call, complaint = failure(&label, &done), "LVM refused a change");
         Err(Error::host(failure(&format!("{label} {}/{lv}", state.name), &done)))
+    }
+
+    /// Waits for a command however long it takes. When that is long, it is told of the VG meanwhile.
+    async fn wait_for<T>(&self, label: &str, running: impl Future<Output = T>) -> T {
+        tokio::pin!(running);
+        match tokio::time::timeout(HANGS, &mut running).await {
+            Ok(done) => done,
+            Err(_) => {
+                let sentence = format!(
+                    "{label} in volume group {} runs for more than {} s: a disk may hang, look at dmesg; do not kill it, and all else in the volume group waits for it",
+                    self.vg.name(),
+                    HANGS.as_secs()
+                );
+                tracing::error!(sentence, "LVM hangs");
+                let _told = Hanging::new(self.vg, &self.store.changes, sentence);
+                running.await
+            }
+        }
+    }
+}
+
+/// Tells that LVM hangs, until it is dropped.
+struct Hanging<'a> {
+    vg: &'a Vg,
+    changes: &'a watch::Sender<u64>,
+}
+
+impl<'a> Hanging<'a> {
+    fn new(vg: &'a Vg, changes: &'a watch::Sender<u64>, sentence: String) -> Self {
+        let told = Self { vg, changes };
+        told.tell(Some(sentence));
+        told
+    }
+
+    fn tell(&self, sentence: Option<String>) {
+        *self.vg.hanging.write().unwrap_or_else(PoisonError::into_inner) = sentence;
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+}
+
+impl Drop for Hanging<'_> {
+    fn drop(&mut self) {
+        self.tell(None);
     }
 }
 

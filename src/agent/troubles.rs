@@ -74,6 +74,9 @@ impl<H: Host> Agent<H> {
             if state.is_partial() {
                 tell(Reason::PhysicalVolumeMissing, partial(&state).to_string());
             }
+            if let Some(sentence) = vg.hanging() {
+                tell(Reason::LvmHangs, sentence);
+            }
             for (reason, sentence) in self.pool_troubles(&backend, &state) {
                 tell(reason, sentence);
             }

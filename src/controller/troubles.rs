@@ -160,6 +160,7 @@ fn is_hidden(inventory: &Inventory, subject: &Subject, reason: Reason) -> bool {
         | Reason::ThinPoolDegraded
         | Reason::ThinPoolFailed
         | Reason::ThinPoolQueuesWhenFull
+        | Reason::LvmHangs
         | Reason::Orphaned => return false,
     };
     inventory.troubles.contains_key(&(subject.clone(), graver))

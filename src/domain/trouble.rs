@@ -47,6 +47,8 @@ pub enum Reason {
     ThinPoolFailed,
     /// A thin pool will hold writes back when it is full.
     ThinPoolQueuesWhenFull,
+    /// LVM does not come to the end of a command.
+    LvmHangs,
     /// No object of the cluster knows a volume or snapshot. Found by the controller, not by an agent.
     Orphaned,
 }
@@ -74,7 +76,7 @@ pub type Troubles = BTreeMap<(Subject, Reason), Trouble>;
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::VolumeDegraded,
         Self::VolumeResyncing,
         Self::VolumeInaccessible,
@@ -90,6 +92,7 @@ impl Reason {
         Self::ThinPoolFull,
         Self::ThinPoolFailed,
         Self::ThinPoolQueuesWhenFull,
+        Self::LvmHangs,
         Self::Orphaned,
     ];
 
@@ -162,6 +165,7 @@ impl Reason {
                 "ThinPoolFailsWhenFull",
                 "the thin pool will fail writes when it is full, and hang nobody",
             ),
+            Self::LvmHangs => ("LvmHangs", "LvmAnswers", "LVM has come to the end of its command"),
             Self::Orphaned => (
                 "OrphanFound",
                 "OrphanGone",
@@ -202,6 +206,7 @@ impl Reason {
             | Self::SnapshotCannotGrow
             | Self::BackendNotReady
             | Self::BackendSetupFailed
+            | Self::LvmHangs
             | Self::Orphaned => return None,
         })
     }

@@ -34,6 +34,8 @@ pub struct SimHost {
     gate: Arc<Mutex<Gate>>,
     /// Whether the agent's process is dead.
     dead: watch::Sender<bool>,
+    /// LVM's changes with this in them do not come to their end.
+    stalled: watch::Sender<Option<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +61,7 @@ impl SimHost {
             world: Arc::new(Mutex::new(world)),
             gate: Arc::default(),
             dead: watch::Sender::new(false),
+            stalled: watch::Sender::new(None),
         }
     }
 
@@ -72,6 +75,7 @@ impl SimHost {
             world: Arc::clone(&self.world),
             gate: Arc::new(Mutex::new(gate)),
             dead: watch::Sender::new(false),
+            stalled: watch::Sender::new(None),
         }
     }
 
@@ -80,6 +84,11 @@ impl SimHost {
     /// same each time with the same one.
     pub fn pace(&self, seed: u64) {
         self.gate().pace = Some(Random::new(seed));
+    }
+
+    /// From now on LVM hangs in changes whose commands have this in them; `None`: in none any more.
+    pub fn stall(&self, part: Option<&str>) {
+        self.stalled.send_replace(part.map(ToOwned::to_owned));
     }
 
     /// Waits until the agent's process is dead.
@@ -198,6 +207,14 @@ impl Host for SimHost {
         self.gate().runs.push(call.label());
         if reads {
             return Ok(self.execute(call));
+        }
+        if call.program == Program::Lvm {
+            let command = call.to_string();
+            let goes_on = |stalled: &Option<String>| {
+                stalled.as_ref().is_none_or(|part| !command.contains(part))
+            };
+            // The sender is here, so that it cannot end otherwise.
+            drop(self.stalled.subscribe().wait_for(goes_on).await);
         }
         match self.pass(call.to_string()) {
             Pass::Dead => Err(dead()),

@@ -298,3 +298,21 @@ async fn what_was_left_open_is_closed_before_a_deletion() {
     node.delete(&handle).await.unwrap();
     assert!(!node.host.world().vg(VG).unwrap().lvs.contains_key(&lv_name("pvc-1")));
 }
+
+/// As when a killed agent's cryptsetup was quicker than that of the next: it says that the device is
+/// there already.
+#[tokio::test(start_paused = true)]
+async fn what_is_open_already_is_open() {
+    let node = Node::ready().await;
+    let volume = node.create(encrypted(thin("pvc-1"))).await.unwrap().handle;
+    node.write(&volume, mounted(EXT4), "data").await;
+    node.unstage(&volume).await.unwrap();
+    node.host.arm(None);
+    node.stage(&volume, mounted(EXT4)).await.unwrap();
+    let opens = |effect: &String| effect.starts_with("cryptsetup open");
+    let at = node.host.effects().iter().position(opens).unwrap();
+    node.unstage(&volume).await.unwrap();
+    node.host.arm(Some(Fault { at, mode: Mode::FailAfter }));
+    node.stage(&volume, mounted(EXT4)).await.unwrap();
+    assert!(opens(&node.host.effects()[at]));
+}

@@ -2,13 +2,16 @@
 //! it. No LVM process is run for either.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use cinderblock::domain::{CreateVolume, Reason, Subject};
+use cinderblock::config::Config;
+use cinderblock::domain::{CreateVolume, Reason, Subject, VolumeAgent};
 use cinderblock::error::ErrorKind;
 use cinderblock::lvm::layout::{RaidLevel, ThickLayout};
 use cinderblock::lvm::tag::FsType;
-use cinderblock::names::{Handle, LvName};
+use cinderblock::names::{BackendName, Handle, LvName};
+use cinderblock::sim::{SimHost, World};
 use cinderblock::units::Bytes;
 
 use crate::support::{Node, VG, mounted, staging, thick, thin};
@@ -136,6 +139,61 @@ async fn a_pool_that_fills_is_told_of_step_by_step() {
     assert_eq!(of_backend(&node), [Reason::ThinPoolFailed]);
     node.host.world().pool(VG, "pool0").failed = false;
     assert_eq!(fill(10).await, (vec![], vec![]));
+}
+
+const TWO_VGS: &str = "
+backends:
+  - { name: a, volumeGroup: vg0, create: true, devices: [/dev/disk/by-id/disk0], reserve: 0% }
+  - { name: b, volumeGroup: vg1, create: true, devices: [/dev/disk/by-id/disk1], reserve: 0% }
+";
+
+#[tokio::test(start_paused = true)]
+async fn lvm_that_hangs_in_one_volume_group_hangs_nothing_else() {
+    let host = SimHost::new(World::with_disks(&[Bytes::gib(20), Bytes::gib(20)]));
+    let node = Node::start(&host, TWO_VGS);
+    node.wait_ready().await;
+    let on = |backend: &str, name: &str| {
+        let mut request = thick(name);
+        request.class.backend = Some(BackendName::parse(backend).unwrap());
+        request
+    };
+    let a = node.create(on("a", "pvc-a")).await.unwrap().handle;
+    let b = node.create(on("b", "pvc-b")).await.unwrap().handle;
+    node.stage(&a, mounted(FsType::Ext4)).await.unwrap();
+
+    host.stall(Some("vg0"));
+    let agent = node.agent.clone();
+    let request = on("a", "pvc-late");
+    let late = tokio::spawn(async move { agent.create_volume(request).await });
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(troubles(&node), []);
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    let backend = Subject::Backend(BackendName::parse("a").unwrap());
+    let hangs = [(backend, Reason::LvmHangs)];
+    assert_eq!(troubles(&node), hangs);
+    assert_eq!(health_reasons(&node, &a).await, []);
+    let again = node.create(on("a", "pvc-late")).await.unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Pending);
+    // What needs no LVM, and the other volume group, go on; to set up backends has to wait.
+    node.publish(&a, mounted(FsType::Ext4), "/pods/1").await.unwrap();
+    node.config.send_replace(Arc::new(Config::parse(TWO_VGS).unwrap()));
+    noticed().await;
+    node.create(on("b", "pvc-b2")).await.unwrap();
+    node.write(&b, mounted(FsType::Ext4), "data").await;
+    node.expand(&b, Bytes::gib(2)).await.unwrap();
+    let b2 =
+        node.agent.inventory().borrow().volumes.keys().find(|v| v.lv.as_str() == "pvc-b2").cloned();
+    host.world().rename("vg1", &b2.as_ref().unwrap().lv, &LvName::parse("elsewhere").unwrap());
+    noticed().await;
+    assert!(!node.agent.inventory().borrow().volumes.contains_key(&b2.unwrap()));
+    node.delete(&b).await.unwrap();
+    assert_eq!(troubles(&node), hangs);
+
+    host.stall(None);
+    late.await.unwrap().unwrap();
+    noticed().await;
+    assert_eq!(troubles(&node), []);
+    node.expand(&a, Bytes::gib(2)).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -187,32 +187,32 @@ impl<H: Host> Agent<H> {
                 how_to_restore(crypt)
             )));
         }
-        if crypt.keys.previous.is_empty() {
-            let mut done = false;
-            for (key, slot) in candidates(&header, &[&crypt.keys.own]) {
-                let call = luks::open(&crypt.device.node, &crypt.name, &key, slot);
-                done = self.try_key(crypt.lv, &call).await?;
-                if done {
-                    break;
-                }
-            }
-            if !done {
-                return Err(wrong_key(crypt.lv));
-            }
-        } else {
-            let opens = self.own_key(crypt, false).await?;
-            let Opens { key, slot } = opens;
-            let call = luks::open(&crypt.device.node, &crypt.name, &key, Some(slot));
-            if !self.try_key(crypt.lv, &call).await? {
-                return Err(wrong_key(crypt.lv));
-            }
-        }
-        self.mapping(&vg.state(), crypt.lv).await?.ok_or_else(|| {
-            Error::host(format!(
+        let tried = self.try_keys(crypt, &header).await;
+        // Whatever it said, the kernel knows: a cryptsetup that an agent before this one started and
+        // did not see the end of may have been quicker.
+        match self.mapping(&vg.state(), crypt.lv).await? {
+            Some(mapping) => Ok(mapping),
+            None if tried? => Err(Error::host(format!(
                 "volume {} has no decrypted device, though cryptsetup reports success",
                 crypt.lv.name
-            ))
-        })
+            ))),
+            None => Err(wrong_key(crypt.lv)),
+        }
+    }
+
+    /// Whether one of the keys opens the volume.
+    async fn try_keys(&self, crypt: &Crypt<'_>, header: &Header) -> Result<bool> {
+        let open = |key: &Secret, slot| luks::open(&crypt.device.node, &crypt.name, key, slot);
+        if !crypt.keys.previous.is_empty() {
+            let Opens { key, slot } = self.own_key(crypt, false).await?;
+            return self.try_key(crypt.lv, &open(&key, Some(slot))).await;
+        }
+        for (key, slot) in candidates(header, &[&crypt.keys.own]) {
+            if self.try_key(crypt.lv, &open(&key, slot)).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Makes the volume's own key open it, and takes away what opened it before: every other key
