@@ -382,19 +382,17 @@ impl<H: Host> Turn<'_, H> {
     /// Waits for a command however long it takes. When that is long, it is told of the VG meanwhile.
     async fn wait_for<T>(&self, label: &str, running: impl Future<Output = T>) -> T {
         tokio::pin!(running);
-        match tokio::time::timeout(HANGS, &mut running).await {
-            Ok(done) => done,
-            Err(_) => {
-                let sentence = format!(
-                    "{label} in volume group {} runs for more than {} s: a disk may hang, look at dmesg; do not kill it, and all else in the volume group waits for it",
-                    self.vg.name(),
-                    HANGS.as_secs()
-                );
-                tracing::error!(sentence, "LVM hangs");
-                let _told = Hanging::new(self.vg, &self.store.changes, sentence);
-                running.await
-            }
+        if let Ok(done) = tokio::time::timeout(HANGS, &mut running).await {
+            return done;
         }
+        let sentence = format!(
+            "{label} in volume group {} runs for more than {} s: a disk may hang, look at dmesg; do not kill it, and all else in the volume group waits for it",
+            self.vg.name(),
+            HANGS.as_secs()
+        );
+        tracing::error!(sentence, "LVM hangs");
+        let _told = Hanging::new(self.vg, &self.store.changes, sentence);
+        running.await
     }
 }
 

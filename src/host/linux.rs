@@ -131,6 +131,15 @@ impl Host for Linux {
         remove_dead_links(directory)
     }
 
+    fn is_empty(&self, root: &Path) -> io::Result<bool> {
+        for entry in fs::read_dir(root)? {
+            if entry?.file_name() != "lost+found" {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn filesystem_usage(&self, path: &Path) -> io::Result<FilesystemUsage> {
         let stat = rustix::fs::statvfs(path)?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);

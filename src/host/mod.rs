@@ -190,6 +190,12 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// When a dead link, or the empty directory, is still there.
     fn remove_dead_links(&self, directory: &Path) -> io::Result<()>;
 
+    /// Whether a filesystem's root directory has nothing but what mkfs puts there (`lost+found`).
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn is_empty(&self, root: &Path) -> io::Result<bool>;
+
     /// How full the filesystem at a path is.
     ///
     /// # Errors

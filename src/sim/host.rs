@@ -415,6 +415,14 @@ impl Host for SimHost {
         self.alive()
     }
 
+    fn is_empty(&self, root: &Path) -> io::Result<bool> {
+        self.alive()?;
+        let mut world = self.world();
+        let source = world.mounts.iter().rev().find(|m| m.target == root).map(|m| m.source.clone());
+        let content = source.and_then(|source| world.content_mut(&source));
+        content.map(|content| content.data.is_empty()).ok_or_else(|| not_found(root))
+    }
+
     fn filesystem_usage(&self, path: &Path) -> io::Result<FilesystemUsage> {
         self.alive()?;
         let mut world = self.world();

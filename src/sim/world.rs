@@ -11,7 +11,7 @@ use crate::host::dm::DmDevice;
 use crate::host::mountinfo::Mount;
 use crate::host::superblock::Superblock;
 use crate::lvm::state::{Area, Lv, LvLayout, Pv, VgState};
-use crate::lvm::tag::FsType;
+use crate::lvm::tag::{FsType, Tags};
 use crate::names::{LvName, LvmUuid, VgName, dm_name};
 use crate::units::{Bytes, ExtentSize, Extents};
 
@@ -332,13 +332,13 @@ impl World {
         }
     }
 
-    /// Takes all tags off an LV, as an admin may.
-    pub fn drop_tags(&mut self, vg: &str, lv: &str) {
+    /// Changes the tags of an LV, as an admin may.
+    pub fn retag(&mut self, vg: &str, lv: &str, change: impl FnOnce(&mut Tags)) {
         let Ok(lv) = LvName::parse(lv) else { return };
         if let Some(vg) = self.vg_mut(vg) {
             vg.state.seqno = vg.state.seqno.wrapping_add(1);
             if let Some(lv) = vg.state.lvs.get_mut(&lv) {
-                lv.tags = crate::lvm::tag::Tags::default();
+                change(&mut lv.tags);
             }
         }
     }

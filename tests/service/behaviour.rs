@@ -5,7 +5,7 @@ use std::path::Path;
 use cinderblock::agent::{Publish, Statistics};
 use cinderblock::domain::{AccessMode, AccessType, Capability, Provisioning, VolumeAgent};
 use cinderblock::error::ErrorKind;
-use cinderblock::lvm::tag::{FsType, Usage};
+use cinderblock::lvm::tag::{FsType, Pending, Tags, Usage};
 use cinderblock::sim::{Content, Fault, Mode};
 use cinderblock::units::Bytes;
 
@@ -100,6 +100,18 @@ async fn a_filesystem_is_made_once_and_never_over_anything() {
     let error = node.stage(&a, mounted(FsType::Ext4)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
     assert_eq!(node.host.world().content(VG, "pvc-a").unwrap().data, "mine");
+    // As if it were new, after a backup of LVM's metadata was restored.
+    let c = node.create(thin("pvc-c")).await.unwrap().handle;
+    node.write(&c, mounted(FsType::Xfs), "mine").await;
+    node.unstage(&c).await.unwrap();
+    node.host.world().retag(VG, "pvc-c", |tags| tags.pending = Some(Pending::Fresh));
+    // As soon as it is noticed.
+    tokio::time::sleep(std::time::Duration::from_secs(15)).await;
+    let error = node.stage(&c, mounted(FsType::Xfs)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert!(error.chain().contains("has files: nothing was changed"), "{error:?}");
+    assert_eq!(node.host.world().content(VG, "pvc-c").unwrap().data, "mine");
+    assert!(node.host.world().mounted().is_empty(), "still mounted");
     // New, but not blank.
     let b = node.create(thick("pvc-b")).await.unwrap().handle;
     let mut content = node.host.world().content(VG, "pvc-b").cloned().unwrap();
@@ -195,7 +207,7 @@ async fn what_is_in_use_or_not_ours_is_not_removed() {
     assert!(error.chain().contains("mounted at /staging/pvc-a"), "{error:?}");
     node.unstage(&a).await.unwrap();
     // Somebody took the tags away: it is not ours any more.
-    node.host.world().drop_tags(VG, "pvc-a");
+    node.host.world().retag(VG, "pvc-a", |tags| *tags = Tags::default());
     let error = node.delete(&a).await.unwrap_err();
     assert!(error.chain().contains("does not bear the tag cinderblock=1"), "{error:?}");
     assert!(node.host.world().vg(VG).unwrap().lvs.keys().any(|lv| lv.as_str() == "pvc-a"));

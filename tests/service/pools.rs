@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cinderblock::domain::{BackendState, CreateVolume, PoolCapacity, Provisioning, VolumeAgent};
 use cinderblock::error::ErrorKind;
-use cinderblock::lvm::tag::{FsType, Usage};
+use cinderblock::lvm::tag::{FsType, Tags, Usage};
 use cinderblock::metrics::Metrics;
 use cinderblock::names::LvName;
 use cinderblock::sim::{Fault, Mode, SimHost};
@@ -181,7 +181,7 @@ async fn a_pool_that_failed_is_neither_empty_nor_ready() {
 #[tokio::test(start_paused = true)]
 async fn a_pool_of_others_grows_only_when_that_is_asked_for() {
     let node = promised().await;
-    node.host.world().drop_tags(VG, POOL);
+    node.host.world().retag(VG, POOL, |tags| *tags = Tags::default());
     node.host.world().pool(VG, POOL).queues = true;
     tokio::time::sleep(Duration::from_secs(15)).await;
     let before = size(&node.host);

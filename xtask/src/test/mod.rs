@@ -175,8 +175,10 @@ fn run_ring(job: &Job, filter: Option<&str>) -> Done {
     println!("\n{ring}: {}", ring.about);
     let start = Instant::now();
     // A VM has one CPU. More of them than this would take more memory than docs/testing.md says.
+    // A VM has one CPU, and a test sleeps for some of its time: one more than there are cores. More
+    // than this would take more memory than docs/testing.md says.
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let at_once = (ring.needs == Needs::Vms).then(|| cores.min(4));
+    let at_once = (ring.needs == Needs::Vms).then(|| cores.saturating_add(1).min(4));
     let mut outcome = Outcome::default();
     for program in &job.programs {
         match program.run(filter, ring.needs != Needs::Nothing, at_once) {

@@ -1,4 +1,10 @@
-//! The driver is killed and the power goes at random instants, for as long as it is told: `cargo xtask test faults --for 2h`.
+//! What happens to machines: the driver is killed and the power goes at random instants, for as long as it is told
+//! (`cargo xtask test faults --for 2h`); and LVM, disks, filesystems and the node itself fail, each in its ways.
 
+mod bad_disks;
+mod broken_lvm;
+mod damage;
 mod kills;
+mod lookalikes;
+mod poor_node;
 mod power;

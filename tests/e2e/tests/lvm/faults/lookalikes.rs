@@ -1,0 +1,100 @@
+//! What looks like ours and is not, and what is ours and does not look so: a second VG of the same name, and tags that were edited by hand.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use cinderblock_lab::driver::{Csi, Machine};
+use tonic::{Code, Status};
+
+use crate::support::{
+    BACKEND, GIB, MIB, THICK, THIN, VG, Vol, code, expect_nothing_left, fill, pooled, started, sum,
+};
+
+const NOTICED: Duration = Duration::from_secs(20);
+
+fn tag(machine: &Machine, v: &Vol, change: &str) -> Result<()> {
+    machine.sh(&format!("lvchange -qq {change} {VG}/{}", v.lv())).map(drop)
+}
+
+/// Refused as soon as the tag is noticed, which may take ten seconds.
+fn refused(v: &Vol) -> Result<Status> {
+    let start = Instant::now();
+    loop {
+        if let Err(refused) = v.stage() {
+            println!("{}", refused.message());
+            return Ok(refused);
+        }
+        v.unstage()?;
+        ensure!(start.elapsed() < NOTICED, "it is staged as ever");
+        sleep(Duration::from_millis(500));
+    }
+}
+
+/// A tag that says too much must not cost the data, and one that is missing not the volume.
+fn tags_edited_by_hand(machine: &Machine, csi: &Csi, v: &Vol, written: &str) -> Result<()> {
+    tag(machine, v, "--addtag cb.fresh")?;
+    let refused = refused(v)?;
+    ensure!(refused.message().contains("has files: nothing was changed"), "{refused:?}");
+    tag(machine, v, "--deltag cb.fresh --addtag cb.luks")?;
+    self::refused(v)?;
+    tag(machine, v, "--deltag cb.luks --addtag cb.unknown=1")?;
+    let start = Instant::now();
+    while let Err(refused) = v.stage() {
+        ensure!(start.elapsed() < NOTICED, "{refused:?}");
+        sleep(Duration::from_millis(500));
+    }
+    v.attach()?;
+    ensure!(sum(machine, &v.file("data"), 8)? == written, "other data");
+    v.detach()?;
+    tag(machine, v, "--deltag cb.unknown=1 --deltag cinderblock=1")?;
+    ensure!(code(v.delete())? == Code::FailedPrecondition, "deleted though it is not ours");
+    ensure!(code(csi.expand(&v.id, 256 * MIB))? == Code::NotFound, "expanded");
+    tag(machine, v, "--addtag cinderblock=1")
+}
+
+fn uuid(machine: &Machine, device: &str) -> Result<String> {
+    machine.sh(&format!("pvs --devices {device} --noheadings -o vg_uuid | tr -d ' '"))
+}
+
+/// As when disks of another machine are put in: volumes are known by the VG's identifier.
+fn two_of_one_name(machine: &Machine, csi: &Csi, v: &Vol, written: &str) -> Result<()> {
+    // LVM itself makes none where it sees the links of another.
+    machine.sh(&format!(
+        "mv /dev/{VG} /dev/away; pvcreate -qq --devices /dev/ubdd /dev/ubdd
+         vgcreate -qq --devices /dev/ubdd {VG} /dev/ubdd; rm -rf /dev/{VG}; mv /dev/away /dev/{VG}"
+    ))?;
+    let other = uuid(machine, "/dev/ubdd")?;
+    ensure!(uuid(machine, "/dev/ubdc")? != other, "no second volume group");
+    machine.driver.stop()?;
+    machine.driver.start()?;
+    for class in [THICK, THIN] {
+        let refused = csi.create(&class.request("pvc-2", 64 * MIB)).unwrap_err();
+        println!("{}", refused.message());
+        ensure!(refused.message().contains("two volume groups are called"), "{refused:?}");
+        ensure!(csi.capacity(&class)? == 0, "there is capacity");
+    }
+    v.attach()?;
+    ensure!(sum(machine, &v.file("data"), 8)? == written, "other data");
+    v.detach()?;
+    machine.sh(&format!("vgrename -qq {other} elsewhere"))?;
+    machine.driver.wait_for_backend(BACKEND, Duration::from_mins(2))?;
+    v.attach()?;
+    ensure!(sum(machine, &v.file("data"), 8)? == written, "other data");
+    v.detach()?;
+    Ok(v.delete()?)
+}
+
+#[test]
+fn what_looks_like_ours_is_not_taken_and_what_is_ours_is_not_lost() -> Result<()> {
+    started("lookalikes", &[GIB, 288 * MIB], &pooled(1, "50%"), |machine| {
+        let csi = machine.driver.csi()?;
+        let v = Vol::create(&csi, THIN, "pvc-1", 128 * MIB)?;
+        v.attach()?;
+        let written = fill(machine, &v.file("data"), 8)?;
+        v.detach()?;
+        tags_edited_by_hand(machine, &csi, &v, &written)?;
+        two_of_one_name(machine, &csi, &v, &written)?;
+        expect_nothing_left(machine)
+    })
+}
