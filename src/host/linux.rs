@@ -15,7 +15,7 @@ use super::mountinfo::MountTable;
 use super::runner::{Completed, RunError, Runner};
 use super::{FilesystemUsage, Host, PathKind, Usage, wipe};
 use crate::error::Result;
-use crate::lvm::tag::Wipe;
+use crate::lvm::tag::{FsType, Wipe};
 use crate::metrics::ProgramMetrics;
 use crate::units::Bytes;
 
@@ -131,13 +131,8 @@ impl Host for Linux {
         remove_dead_links(directory)
     }
 
-    fn is_empty(&self, root: &Path) -> io::Result<bool> {
-        for entry in fs::read_dir(root)? {
-            if entry?.file_name() != "lost+found" {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+    fn has_files(&self, device: &Path, fs: FsType) -> io::Result<bool> {
+        mount::has_files(device, fs)
     }
 
     fn filesystem_usage(&self, path: &Path) -> io::Result<FilesystemUsage> {

@@ -321,6 +321,13 @@ pub fn is_wrong_key(done: &Completed) -> bool {
     done.exit == Exit::Code(2)
 }
 
+/// Whether a call says that the device is there already, or in use: also while another cryptsetup is
+/// making it, when nobody else sees it yet.
+#[must_use]
+pub fn is_busy(done: &Completed) -> bool {
+    done.exit == Exit::Code(5)
+}
+
 /// Whether a device is the decrypted device of that name over the header of that UUID.
 #[must_use]
 pub fn is_mapping(device: &DmDevice, uuid: Uuid) -> bool {

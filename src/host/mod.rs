@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinError;
 
-use crate::lvm::tag::Wipe;
+use crate::lvm::tag::{FsType, Wipe};
 use crate::units::Bytes;
 use block::Disk;
 use copy::{Copied, Copier};
@@ -190,11 +190,12 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// When a dead link, or the empty directory, is still there.
     fn remove_dead_links(&self, directory: &Path) -> io::Result<()>;
 
-    /// Whether a filesystem's root directory has nothing but what mkfs puts there (`lost+found`).
+    /// Whether the filesystem of a device has any file but what mkfs puts there (`lost+found`). Its log
+    /// is replayed. It is mounted at no place, and by nobody once this has an answer.
     ///
     /// # Errors
-    /// When it cannot be read.
-    fn is_empty(&self, root: &Path) -> io::Result<bool>;
+    /// When it cannot be mounted or read.
+    fn has_files(&self, device: &Path, fs: FsType) -> io::Result<bool>;
 
     /// How full the filesystem at a path is.
     ///

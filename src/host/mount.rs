@@ -5,7 +5,11 @@ use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::fs::{Dir, Mode, OFlags, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+};
 
 use crate::lvm::tag::FsType;
 
@@ -125,6 +129,28 @@ fn remount_bind(target: &Path, options: &[String]) -> io::Result<()> {
 /// What umount2(2) says; `EBUSY` when it is in use.
 pub fn unmount(target: &Path) -> io::Result<()> {
     Ok(rustix::mount::unmount(target, UnmountFlags::NOFOLLOW)?)
+}
+
+/// Whether a filesystem has any file but `lost+found`. It is mounted, read-only and its log replayed, at
+/// no place that anybody sees: when this process ends, it is not mounted any more.
+///
+/// # Errors
+/// What fsconfig(2) says of a filesystem that cannot be mounted; or that it cannot be read.
+pub fn has_files(device: &Path, fs: FsType) -> io::Result<bool> {
+    let making = fsopen(fs.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&making, "source", device)?;
+    fsconfig_set_flag(&making, "ro")?;
+    fsconfig_create(&making)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let mount = fsmount(&making, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let root = openat(&mount, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for entry in Dir::new(root)? {
+        let entry = entry?;
+        if ![&b"."[..], b"..", b"lost+found"].contains(&entry.file_name().to_bytes()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::host::mount::MountCall;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::runner::{Completed, Exit, RunError};
 use crate::host::{FilesystemUsage, Host, PathKind, Usage, superblock};
-use crate::lvm::tag::Wipe;
+use crate::lvm::tag::{FsType, Wipe};
 use crate::units::Bytes;
 
 /// What a call takes at most, where calls take their time.
@@ -415,12 +415,11 @@ impl Host for SimHost {
         self.alive()
     }
 
-    fn is_empty(&self, root: &Path) -> io::Result<bool> {
+    fn has_files(&self, device: &Path, _: FsType) -> io::Result<bool> {
         self.alive()?;
         let mut world = self.world();
-        let source = world.mounts.iter().rev().find(|m| m.target == root).map(|m| m.source.clone());
-        let content = source.and_then(|source| world.content_mut(&source));
-        content.map(|content| content.data.is_empty()).ok_or_else(|| not_found(root))
+        let content = world.content_mut(device).ok_or_else(|| not_found(device))?;
+        Ok(!content.data.is_empty())
     }
 
     fn filesystem_usage(&self, path: &Path) -> io::Result<FilesystemUsage> {
@@ -455,7 +454,7 @@ fn mount(world: &mut World, call: &MountCall) -> io::Result<()> {
             });
             let nouuid = options.iter().any(|option| option == "nouuid");
             // XFS and btrfs take no second filesystem of the same UUID.
-            if found != *fs || (twin && !nouuid && *fs != crate::lvm::tag::FsType::Ext4) {
+            if found != *fs || (twin && !nouuid && *fs != FsType::Ext4) {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::support::{CONFIG, Node, thin};
 
@@ -65,7 +65,7 @@ pub(crate) struct Door {
     pub(crate) identity: Identity,
     pub(crate) tokens: Arc<Tokens>,
     labels: Arc<SameLabels>,
-    _end: tokio_util::sync::DropGuard,
+    _end: DropGuard,
 }
 
 pub(crate) fn now() -> i64 {
@@ -125,7 +125,29 @@ pub(crate) struct Dialling {
 
 impl Dialling {
     pub(crate) async fn start(port: u16, token: &str, trusts: &Authority) -> Self {
-        Self::with(Node::ready_as(token).await, port, token, trusts, watch::Sender::new(None))
+        Self::of(Node::ready_as(token).await, port, token, trusts)
+    }
+
+    /// The same of a node that is there.
+    pub(crate) fn of(node: Node, port: u16, token: &str, trusts: &Authority) -> Self {
+        Self::with(node, port, token, trusts, watch::Sender::new(None))
+    }
+
+    /// Hangs up: the node.
+    pub(crate) async fn end(self) -> Node {
+        self.stop.cancel();
+        self.task.await.unwrap();
+        self.node
+    }
+
+    /// Dials another controller as well, for as long as what is returned lives.
+    pub(crate) fn dial_too(&self, door: &Door, token: &str) -> (tempfile::TempDir, DropGuard) {
+        let dir = tempfile::tempdir().unwrap();
+        let dial = dial(&dir, door.address.port(), token, &door.authority);
+        let stop = CancellationToken::new();
+        let labels = Arc::new(watch::Sender::new(None));
+        tokio::spawn(link::dial(dial, self.node.agent.clone(), labels, stop.clone()));
+        (dir, stop.drop_guard())
     }
 
     fn with(
@@ -136,19 +158,24 @@ impl Dialling {
         labels: watch::Sender<Option<Labels>>,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (token_file, ca_file) = (dir.path().join("token"), dir.path().join("ca.crt"));
-        std::fs::write(&token_file, token).unwrap();
-        trust(&ca_file, trusts);
-        let dial = Dial {
-            controller: format!("localhost:{port}"),
-            token_file,
-            ca_file,
-            driver_name: "lvm.example".to_owned(),
-        };
+        let dial = dial(&dir, port, token, trusts);
         let stop = CancellationToken::new();
         let task =
             tokio::spawn(link::dial(dial, node.agent.clone(), Arc::new(labels), stop.clone()));
         Self { node, dir, stop, task }
+    }
+}
+
+/// What a node needs for a controller, with files in this folder.
+fn dial(dir: &tempfile::TempDir, port: u16, token: &str, trusts: &Authority) -> Dial {
+    let (token_file, ca_file) = (dir.path().join("token"), dir.path().join("ca.crt"));
+    std::fs::write(&token_file, token).unwrap();
+    trust(&ca_file, trusts);
+    Dial {
+        controller: format!("localhost:{port}"),
+        token_file,
+        ca_file,
+        driver_name: "lvm.example".to_owned(),
     }
 }
 
@@ -157,10 +184,15 @@ pub(crate) fn trust(file: &Path, authority: &Authority) {
     std::fs::write(file, authority.certificate()).unwrap();
 }
 
+/// What a message takes on a slow wire.
+const DELAY: Duration = Duration::from_millis(40);
+
 /// What lies between a node and a controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wire {
+pub(crate) enum Wire {
     Whole,
+    /// What goes over it takes its time.
+    Slow,
     /// Answers of the node are lost.
     Mute,
     /// Nothing comes through, and nobody is told.
@@ -169,7 +201,7 @@ enum Wire {
 }
 
 /// A wire to an address; its port.
-async fn wire(to: SocketAddr) -> (u16, watch::Sender<Wire>) {
+pub(crate) async fn wire(to: SocketAddr) -> (u16, watch::Sender<Wire>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let state = watch::Sender::new(Wire::Whole);
@@ -200,10 +232,14 @@ async fn carry(
         if now == Wire::Cut {
             return;
         }
-        let flows = now == Wire::Whole || (now == Wire::Mute && stopped_by != Wire::Mute);
+        let flows = matches!(now, Wire::Whole | Wire::Slow)
+            || (now == Wire::Mute && stopped_by != Wire::Mute);
         tokio::select! {
             read = from.read(&mut bytes), if flows => match read {
                 Ok(n) if n > 0 => {
+                    if now == Wire::Slow {
+                        tokio::time::sleep(DELAY).await;
+                    }
                     if to.write_all(bytes.get(..n).unwrap()).await.is_err() {
                         return;
                     }

@@ -29,6 +29,7 @@ mod faults;
 mod hostile;
 mod link;
 mod orphans;
+mod partitions;
 mod peers;
 mod pool_parts;
 mod pools;

@@ -325,7 +325,8 @@ impl<H: Host> Agent<H> {
         if done.success() || luks::is_wrong_key(&done) {
             return Ok(done.success());
         }
-        Err(Error::host(format!("cannot open volume {}: {}", lv.name, done.complaint())))
+        let sentence = format!("cannot open volume {}: {}", lv.name, done.complaint());
+        Err(if luks::is_busy(&done) { Error::unavailable(sentence) } else { Error::host(sentence) })
     }
 
     async fn import(&self, crypt: &Crypt<'_>, token: &luks::Token) -> Result<()> {

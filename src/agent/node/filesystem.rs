@@ -38,7 +38,7 @@ const TAIL_BYTES: u64 = 64 << 10;
 
 impl<H: Host> Agent<H> {
     /// Makes a volume's filesystem ready to be mounted. `replay` is a place to mount it for a
-    /// moment, should its log have to be replayed or its files be looked for.
+    /// moment, should its log have to be replayed.
     pub(super) async fn prepare_filesystem(
         &self,
         vg: &Vg,
@@ -49,7 +49,7 @@ impl<H: Host> Agent<H> {
     ) -> Result<Superblock> {
         match lv.tags.pending {
             Some(Pending::Fresh) => {
-                self.format(lv, device, fs, replay).await?;
+                self.format(lv, device, fs).await?;
                 self.settle(vg, &lv.name, Pending::Fresh).await?;
             }
             Some(Pending::Restored) => {
@@ -69,10 +69,10 @@ impl<H: Host> Agent<H> {
         self.expect(lv, device, fs).await
     }
 
-    async fn format(&self, lv: &Lv, device: &DmDevice, fs: FsType, look: &Path) -> Result<()> {
+    async fn format(&self, lv: &Lv, device: &DmDevice, fs: FsType) -> Result<()> {
         let uuid = lv.uuid.filesystem_uuid();
         self.must_be_blank(lv, device, Some(uuid)).await?;
-        self.must_have_no_files(lv, device, look).await?;
+        self.must_have_no_files(lv, device).await?;
         tracing::info!(volume = %lv.name, %fs, size = %device.size, "formatting");
         self.change(lv, "format", &make(fs, &device.node, uuid)).await?;
         let made = self.superblock(lv, device).await?;
@@ -115,33 +115,23 @@ impl<H: Host> Agent<H> {
 
     /// That the filesystem which is there, if any, is as an earlier try left it. Whatever was synced
     /// shows: its log is replayed.
-    async fn must_have_no_files(&self, lv: &Lv, device: &DmDevice, at: &Path) -> Result<()> {
+    async fn must_have_no_files(&self, lv: &Lv, device: &DmDevice) -> Result<()> {
         let Some(found) = self.superblock(lv, device).await? else { return Ok(()) };
-        let (device, target) = (device.node.clone(), at.to_owned());
-        let options = vec!["ro".to_owned()];
-        let call = MountCall::Device { device, target, fs: found.fs, options };
+        let node = device.node.clone();
         let looking = format!("looking for files of volume {}", lv.name);
-        let mounted =
-            within(&self.0.store.host, MOUNT_TIMEOUT, &looking, move |host| host.mount(&call));
-        if let Err(error) = mounted.await? {
-            if is_half_made(&error) {
-                return Ok(());
-            }
-            return Err(Error::host(looking).because(error));
+        let has_files = within(&self.0.store.host, MOUNT_TIMEOUT, &looking, move |host| {
+            host.has_files(&node, found.fs)
+        });
+        match has_files.await? {
+            Ok(false) => Ok(()),
+            Err(error) if is_half_made(&error) => Ok(()),
+            Ok(true) => Err(Error::damaged(format!(
+                "volume {} bears the tag cb.fresh, as if it had never been used, but its {} filesystem has files: nothing was changed. \
+                 If they are to stay, drop the tag with lvchange --deltag cb.fresh",
+                lv.name, found.fs
+            ))),
+            Err(error) => Err(Error::host(format!("failed {looking}")).because(error)),
         }
-        let root = at.to_owned();
-        let empty =
-            within(&self.0.store.host, READ_TIMEOUT, &looking, move |host| host.is_empty(&root));
-        let empty = empty.await;
-        self.unmount_all(at).await?;
-        if empty?.map_err(|e| Error::host(looking).because(e))? {
-            return Ok(());
-        }
-        Err(Error::damaged(format!(
-            "volume {} bears the tag cb.fresh, as if it had never been used, but its {} filesystem has files: nothing was changed. \
-             If they are to stay, drop the tag with lvchange --deltag cb.fresh",
-            lv.name, found.fs
-        )))
     }
 
     /// A restored or cloned volume begins with its source's UUID; two of one UUID on a node cannot

@@ -28,6 +28,7 @@ mod power;
 mod processes;
 mod raid;
 mod raid_pool;
+mod scale;
 mod support;
 mod wiping;
 mod zeros;

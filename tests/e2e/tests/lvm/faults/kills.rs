@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 /// New lives begin for so long; the last ones come to their end.
-const TIME: Duration = Duration::from_secs(50);
+const TIME: Duration = Duration::from_secs(30);
 /// For one call with all its repetitions. On a busy machine a mkfs is cut many times before it has the time that it takes.
 const PATIENCE: Duration = Duration::from_mins(4);
 
@@ -99,11 +99,16 @@ fn lives(machine: &Machine, class: Class, prefix: &str, end: Instant) -> Result<
     Ok(count)
 }
 
-/// Kills the driver and starts it again, until told to stop.
-fn cut(machine: &Machine, done: &AtomicBool, random: &mut Random) -> Result<usize> {
+/// Kills the driver and starts it again, until told to stop. More seldom from the end on: then the last lives come to theirs.
+fn cut(
+    machine: &Machine,
+    (done, end): (&AtomicBool, Instant),
+    random: &mut Random,
+) -> Result<usize> {
     let mut cuts = 0;
     while !done.load(Ordering::Relaxed) {
-        thread::sleep(Duration::from_millis(random.below(2500)));
+        let most = if Instant::now() < end { 2_500 } else { 15_000 };
+        thread::sleep(Duration::from_millis(random.below(most)));
         if random.below(2) == 0 { machine.driver.kill() } else { machine.driver.kill_all() }?;
         cuts += 1;
         machine.start(BACKEND)?;
@@ -117,7 +122,7 @@ fn a_driver_that_is_killed_at_random_keeps_every_promise() -> Result<()> {
     started("killed", &[4 * GIB, 4 * GIB], &pooled(2, "25%"), |machine| {
         let (done, end) = (AtomicBool::new(false), long::end(TIME));
         let (cuts, counts) = thread::scope(|scope| {
-            let cutter = scope.spawn(|| cut(machine, &done, &mut random));
+            let cutter = scope.spawn(|| cut(machine, (&done, end), &mut random));
             let classes = [
                 (filesystem("thin", "ext4"), "e"),
                 (filesystem("thin", "xfs"), "x"),

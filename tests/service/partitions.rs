@@ -1,0 +1,182 @@
+//! Connections that flap and are slow, two controllers at once, a node that is replaced: what was
+//! asked for happens once, and what is not seen is not said to be gone.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use cinderblock::domain::{
+    CapacityRange, ContentSource, CowSize, CreateSnapshot, CreateVolume, Parameters, Topology,
+};
+use cinderblock::error::{ErrorKind, Result};
+use cinderblock::names::{CsiName, Handle};
+use cinderblock::units::Bytes;
+use futures_util::future::join_all;
+
+use crate::link::{Dialling, Door, Wire, wire};
+use crate::support::{CONFIG, Node, restored, thin};
+
+/// Repeats a call as the sidecars do: until it is answered for good.
+async fn insist<T>(repeated: &AtomicUsize, mut call: impl AsyncFnMut() -> Result<T>) -> T {
+    loop {
+        match call().await {
+            Ok(answer) => return answer,
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Pending) => {
+                repeated.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+async fn create(door: &Door, request: &CreateVolume) -> Result<Handle> {
+    let (request, none) = (request.clone(), Parameters::default());
+    let made = door.controller.create_volume(request, Topology::default(), &none).await?;
+    Ok(made.1.handle)
+}
+
+fn snapshot_of(volume: &Handle) -> CreateSnapshot {
+    let name = CsiName::parse(&format!("snapshot-{}", volume.lv)).unwrap();
+    CreateSnapshot { name, source: volume.clone(), cow_size: CowSize::FULL }
+}
+
+/// A volume that grows, and one that is made from its snapshot; of both, the first stays.
+async fn life(door: &Door, name: &str, repeated: &AtomicUsize) {
+    let volume = insist(repeated, async || create(door, &thin(name)).await).await;
+    let range = CapacityRange { required: Some(Bytes::gib(2)), limit: None };
+    let grown =
+        insist(repeated, async || door.controller.expand_volume(volume.clone(), range).await).await;
+    assert_eq!(grown, Bytes::gib(2));
+    let request = snapshot_of(&volume);
+    let taken =
+        insist(repeated, async || door.controller.create_snapshot(request.clone()).await).await;
+    let snapshot = taken.1.handle;
+    let request = restored(&format!("{name}-copy"), &snapshot, 2);
+    let copy = insist(repeated, async || create(door, &request).await).await;
+    insist(repeated, async || door.controller.delete_snapshot(snapshot.clone()).await).await;
+    insist(repeated, async || door.controller.delete_volume(copy.clone()).await).await;
+}
+
+/// The names of all volumes of a node, and how many snapshots it has.
+fn on(node: &Node) -> (BTreeSet<String>, usize) {
+    let inventory = node.agent.inventory().borrow().clone();
+    let names = inventory.volumes.values().map(|volume| volume.name.to_string());
+    (names.collect(), inventory.snapshots.len())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_for_over_a_connection_that_flaps_happens_once() {
+    const TIMES: [(Wire, u64); 7] = [
+        (Wire::Whole, 200),
+        (Wire::Mute, 60),
+        (Wire::Cut, 10),
+        (Wire::Whole, 580),
+        (Wire::Slow, 150),
+        (Wire::Frozen, 60),
+        (Wire::Cut, 10),
+    ];
+    let door = Door::open().await;
+    let (port, state) = wire(door.address).await;
+    let dialling = Dialling::start(port, "node:n1", &door.authority).await;
+    door.wait(1).await;
+    // Slow enough for calls to be cut on their way.
+    dialling.node.host.pace(7);
+    let flaps = async {
+        for (what, millis) in TIMES {
+            state.send_replace(what);
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+        }
+        state.send_replace(Wire::Whole);
+    };
+    let names: Vec<_> = (0..12).map(|n| format!("pvc-{n}")).collect();
+    let repeated = AtomicUsize::new(0);
+    let lives = join_all(names.iter().map(|name| life(&door, name, &repeated)));
+    tokio::join!(flaps, lives);
+    let repeated = repeated.into_inner();
+    assert!(repeated > names.len(), "only {repeated} calls were cut");
+    let (found, snapshots) = on(&dialling.node);
+    assert_eq!((found, snapshots), (names.into_iter().collect(), 0));
+    door.wait(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_controllers_that_are_asked_at_once_make_one_volume() {
+    let doors = [Door::open().await, Door::open().await];
+    let [one, two] = &doors;
+    let first = Dialling::start(one.address.port(), "node:n1", &one.authority).await;
+    let _second = first.dial_too(two, "node:n1");
+    one.wait(1).await;
+    two.wait(1).await;
+    let names: Vec<_> = (0..10).map(|n| format!("pvc-{n}")).collect();
+    let repeated = &AtomicUsize::new(0);
+    let ask = async |door, name: &String| {
+        insist(repeated, async || create(door, &thin(name)).await).await
+    };
+    let made = join_all(names.iter().map(|name| async {
+        let (a, b) = tokio::join!(ask(one, name), ask(two, name));
+        assert_eq!(a, b, "two volumes for one name");
+        a
+    }))
+    .await;
+    assert_eq!(on(&first.node).0, names.into_iter().collect());
+    // One expands what the other deletes: it has it all, or it is gone.
+    let range = CapacityRange { required: Some(Bytes::gib(2)), limit: None };
+    join_all(made.iter().map(|volume| async {
+        let expand = one.controller.expand_volume(volume.clone(), range);
+        let delete = insist(repeated, async || two.controller.delete_volume(volume.clone()).await);
+        let (expanded, ()) = tokio::join!(expand, delete);
+        let Err(error) = expanded else { return };
+        let kinds = [ErrorKind::NotFound, ErrorKind::Unavailable, ErrorKind::Pending];
+        assert!(kinds.contains(&error.kind()), "{error:?}");
+    }))
+    .await;
+    for (door, volume) in doors.iter().zip(&made) {
+        insist(repeated, async || door.controller.delete_volume(volume.clone()).await).await;
+    }
+    assert_eq!(on(&first.node), (BTreeSet::new(), 0));
+}
+
+/// A machine that breaks is replaced by one of the same name, and its disks turn up later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_replaced_with_empty_disks_has_not_lost_its_volumes() {
+    let door = Door::open().await;
+    let port = door.address.port();
+    let broken = Dialling::start(port, "node:n1", &door.authority).await;
+    door.wait(1).await;
+    let volume = create(&door, &thin("pvc-1")).await.unwrap();
+    let taken = door.controller.create_snapshot(snapshot_of(&volume)).await.unwrap();
+    let snapshot = taken.1.handle;
+    let disks = broken.end().await.end().await;
+    door.wait(0).await;
+
+    let empty = Node::ready_as("another machine").await;
+    let replaced = Dialling::of(empty, port, "node:n1", &door.authority);
+    door.wait(1).await;
+    let range = CapacityRange { required: Some(Bytes::gib(2)), limit: None };
+    let restore = restored("pvc-copy", &snapshot, 1);
+    assert!(matches!(restore.source, Some(ContentSource::Snapshot(_))));
+    for error in [
+        door.controller.volume(&volume).map(drop).unwrap_err(),
+        door.controller.delete_volume(volume.clone()).await.unwrap_err(),
+        door.controller.expand_volume(volume.clone(), range).await.map(drop).unwrap_err(),
+        door.controller.delete_snapshot(snapshot.clone()).await.unwrap_err(),
+        create(&door, &restore).await.map(drop).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    }
+    let other = create(&door, &thin("pvc-2")).await.unwrap();
+    assert_ne!(other.vg, volume.vg);
+    drop(replaced.end().await);
+    door.wait(0).await;
+
+    let node = Node::start(&disks, CONFIG);
+    node.wait_ready().await;
+    let back = Dialling::of(node, port, "node:n1", &door.authority);
+    door.wait(1).await;
+    assert_eq!(door.controller.volume(&volume).unwrap().1.size, Bytes::gib(1));
+    create(&door, &restore).await.unwrap();
+    let unknown = door.controller.delete_volume(other).await.unwrap_err();
+    assert_eq!(unknown.kind(), ErrorKind::Unavailable, "{unknown:?}");
+    drop(back);
+}
