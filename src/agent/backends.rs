@@ -1,7 +1,7 @@
 //! The backends of this node: which it has, whether their VGs and pools are as configured, and what
 //! they can promise. What is missing is made when the configuration says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ const RETRY_EVERY: Duration = Duration::from_mins(1);
 pub(super) struct Setup {
     /// Why a backend could not be set up.
     failures: Mutex<BTreeMap<BackendName, String>>,
+    /// Those that it was tried to set up.
+    done: Mutex<BTreeSet<BackendName>>,
     /// What is known of the pools.
     pub(super) pools: Pools,
     /// When the backends were last set up.
@@ -112,11 +114,18 @@ impl<H: Host> Agent<H> {
         failures.get(backend).cloned()
     }
 
+    fn was_tried(&self, backend: &BackendName) -> bool {
+        self.0.setup.done.lock().unwrap_or_else(PoisonError::into_inner).contains(backend)
+    }
+
     fn state_of(&self, backend: &Backend) -> BackendStatus {
         let failure = self.setup_failure(&backend.name);
         let state = match (self.find(backend), failure) {
             (Found::Unknown(why), _) => BackendState::Unknown(why),
             (Found::Unusable(why), _) | (Found::None, Some(why)) => BackendState::Unusable(why),
+            (Found::None, None) if !self.was_tried(&backend.name) => {
+                BackendState::Unknown("it is still being set up".to_owned())
+            }
             (Found::None, None) => BackendState::Unusable(format!(
                 "volume group {} does not exist on this node: make it with vgcreate, or list its disks under devices with create: true",
                 backend.volume_group
@@ -214,6 +223,9 @@ impl<H: Host> Agent<H> {
         *self.0.setup.tried.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         for backend in self.backends() {
             let outcome = self.set_up(&backend).await;
+            let mut done = self.0.setup.done.lock().unwrap_or_else(PoisonError::into_inner);
+            done.insert(backend.name.clone());
+            drop(done);
             let mut failures = self.0.setup.failures.lock().unwrap_or_else(PoisonError::into_inner);
             match outcome {
                 Ok(()) => drop(failures.remove(&backend.name)),

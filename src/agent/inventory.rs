@@ -12,6 +12,7 @@ use crate::domain::{
     BackendState, BackendStatus, ContentSource, Inventory, Provisioning, Snapshot, Unfinished,
     Volume, What,
 };
+use crate::error::Error;
 use crate::host::Host;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Kind, Source};
@@ -19,6 +20,8 @@ use crate::names::Handle;
 
 /// How often the disks are looked at for changes by others: a few hundred bytes a disk.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How long a VG's disks may take to be compared with LVM's report.
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is known is published although backends have not been set up by then.
 const FIRST_SET_UP: Duration = Duration::from_mins(1);
 
@@ -57,7 +60,6 @@ impl<H: Host> Agent<H> {
                 },
             }
             self.set_up_backends().await;
-            self.publish();
         }
     }
 
@@ -68,7 +70,9 @@ impl<H: Host> Agent<H> {
                 Ok(()) = changes.changed() => {}
                 _ = tick.tick() => {
                     for vg in self.0.store.all() {
-                        self.0.store.notice(&vg).await;
+                        // Apart: a disk may hang. What is seen is told as a change.
+                        let agent = self.clone();
+                        tokio::spawn(async move { agent.0.store.notice(&vg).await });
                     }
                     self.watch_raid().await;
                 }
@@ -85,11 +89,11 @@ impl<H: Host> Agent<H> {
             wait = wait.saturating_mul(2).min(Duration::from_mins(1));
         }
         for vg in self.0.store.all() {
-            let compared = match self.0.store.turn(&vg).await {
-                Ok(mut turn) => turn.compare().await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = compared {
+            let compare = async { self.0.store.turn(&vg).await?.compare().await };
+            let compared = tokio::time::timeout(COMPARE_TIMEOUT, compare).await;
+            if let Err(error) =
+                compared.unwrap_or_else(|_| Err(Error::unavailable("its disks give no answer")))
+            {
                 tracing::warn!(vg = %vg.name(), error = error.chain(), "cannot compare the disks with LVM's report");
             }
         }

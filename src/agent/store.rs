@@ -284,11 +284,11 @@ impl<H: Host> Turn<'_, H> {
                 .collect();
             let mut disks = std::mem::take(&mut *self.disks);
             let pvs = devices.clone();
-            let (look, disks) = blocking(&self.store.host, move |host| {
+            let reading = blocking(&self.store.host, move |host| {
                 let look = disks.look(host, &pvs);
                 (look, disks)
-            })
-            .await?;
+            });
+            let (look, disks) = self.wait_for("reading the metadata", reading).await?;
             *self.disks = disks;
             match look {
                 Look::Unchanged => return Ok(Some(known)),
@@ -386,7 +386,7 @@ impl<H: Host> Turn<'_, H> {
             return done;
         }
         let sentence = format!(
-            "{label} in volume group {} runs for more than {} s: a disk may hang, look at dmesg; do not kill it, and all else in the volume group waits for it",
+            "{label} in volume group {} takes more than {} s: a disk may hang, look at dmesg; do not kill it, and all else in the volume group waits for it",
             self.vg.name(),
             HANGS.as_secs()
         );

@@ -165,7 +165,7 @@ impl Reason {
                 "ThinPoolFailsWhenFull",
                 "the thin pool will fail writes when it is full, and hang nobody",
             ),
-            Self::LvmHangs => ("LvmHangs", "LvmAnswers", "LVM has come to the end of its command"),
+            Self::LvmHangs => ("LvmHangs", "LvmAnswers", "LVM is not known to hang any more"),
             Self::Orphaned => (
                 "OrphanFound",
                 "OrphanGone",

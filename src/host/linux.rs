@@ -131,7 +131,7 @@ impl Host for Linux {
         remove_dead_links(directory)
     }
 
-    fn has_files(&self, device: &Path, fs: FsType) -> io::Result<bool> {
+    fn has_files(&self, device: &Path, fs: FsType) -> io::Result<Option<bool>> {
         mount::has_files(device, fs)
     }
 

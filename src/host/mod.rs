@@ -191,11 +191,12 @@ pub trait Host: Debug + Send + Sync + 'static {
     fn remove_dead_links(&self, directory: &Path) -> io::Result<()>;
 
     /// Whether the filesystem of a device has any file but what mkfs puts there (`lost+found`). Its log
-    /// is replayed. It is mounted at no place, and by nobody once this has an answer.
+    /// is replayed. It is mounted at no place, and by nobody once this has an answer. `None`: there is no
+    /// whole filesystem.
     ///
     /// # Errors
-    /// When it cannot be mounted or read.
-    fn has_files(&self, device: &Path, fs: FsType) -> io::Result<bool>;
+    /// When it cannot be mounted for another reason, or be read.
+    fn has_files(&self, device: &Path, fs: FsType) -> io::Result<Option<bool>>;
 
     /// How full the filesystem at a path is.
     ///

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Dir, Mode, OFlags, openat};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
@@ -132,25 +133,34 @@ pub fn unmount(target: &Path) -> io::Result<()> {
 }
 
 /// Whether a filesystem has any file but `lost+found`. It is mounted, read-only and its log replayed, at
-/// no place that anybody sees: when this process ends, it is not mounted any more.
+/// no place that anybody sees: when this process ends, it is not mounted any more. `None`: what is there
+/// is no whole filesystem, as when its making was cut.
 ///
 /// # Errors
-/// What fsconfig(2) says of a filesystem that cannot be mounted; or that it cannot be read.
-pub fn has_files(device: &Path, fs: FsType) -> io::Result<bool> {
+/// When it cannot be mounted for another reason, or be read.
+pub fn has_files(device: &Path, fs: FsType) -> io::Result<Option<bool>> {
     let making = fsopen(fs.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&making, "source", device)?;
     fsconfig_set_flag(&making, "ro")?;
-    fsconfig_create(&making)?;
+    if fs == FsType::Xfs {
+        // Another one with this UUID, of a disk's copy, says nothing about this one.
+        fsconfig_set_flag(&making, "nouuid")?;
+    }
+    if let Err(errno) = fsconfig_create(&making) {
+        let is_half_made = [Errno::INVAL, Errno::UCLEAN, Errno::BADMSG, Errno::IO].contains(&errno);
+        tracing::info!(device = %device.display(), %fs, %errno, is_half_made, "no filesystem to look into");
+        return if is_half_made { Ok(None) } else { Err(errno.into()) };
+    }
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
     let mount = fsmount(&making, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     let root = openat(&mount, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     for entry in Dir::new(root)? {
         let entry = entry?;
         if ![&b"."[..], b"..", b"lost+found"].contains(&entry.file_name().to_bytes()) {
-            return Ok(true);
+            return Ok(Some(true));
         }
     }
-    Ok(false)
+    Ok(Some(false))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::secret::Secret;
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// The most that is kept of one stream. A report of 30,000 LVs has about 40 MiB.
 const OUTPUT_BYTES_MAX: u64 = 64 << 20;
-/// Programs that run at the same time. LVM has its own queue; this bounds mkfs and its kin.
+/// Programs other than LVM that run at the same time.
 const RUNNING_MAX: usize = 16;
 /// A change that takes longer is reported, and again after each such time.
 const SLOW: Duration = Duration::from_secs(30);
@@ -144,7 +144,11 @@ impl Runner {
         let label = call.label();
         let lost = |e| RunError::Lost(label.clone(), e);
         let closed = || RunError::Start(label.clone(), std::io::Error::other("shutting down"));
-        let _turn = self.running.acquire().await.map_err(|_| closed())?;
+        // LVM has its own queues: one of a VG does not wait for a mkfs in another.
+        let _turn = match call.program {
+            Program::Lvm => None,
+            _ => Some(self.running.acquire().await.map_err(|_| closed())?),
+        };
         let started = Instant::now();
         tracing::debug!(command = %call, "starting");
         let mut child = self.start(call)?;

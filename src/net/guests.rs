@@ -51,9 +51,7 @@ impl Guests {
         now.by_address.insert(from, of_one.saturating_add(1));
         Some(Guest { guests: Arc::clone(self), from })
     }
-}
 
-impl Guests {
     /// The next connection for which there is a place; those for which there is none are closed.
     /// `None` once it is time to stop.
     pub async fn next(

@@ -222,6 +222,14 @@ impl World {
         true
     }
 
+    /// The copy of the header on an LV, seen on its own device.
+    pub(super) fn luks_copy(&mut self, node: &Path) -> Option<SimLuks> {
+        if self.mapping_at(node).is_some() {
+            return None;
+        }
+        self.content_mut(node)?.luks_copy.clone()
+    }
+
     /// Zeroes go over a decrypted device, or over a header and its copy.
     pub(super) fn zero_luks(&mut self, node: &Path, offset: u64, len: u64) {
         let mapped = self.mapping_at(node).is_some();

@@ -17,6 +17,7 @@ use crate::host::copy::{Copied, Copier};
 use crate::host::dm::DmDevice;
 use crate::host::dm_status::DmStatus;
 use crate::host::invocation::{Invocation, Program};
+use crate::host::luks::COPY_AT;
 use crate::host::mount::MountCall;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::runner::{Completed, Exit, RunError};
@@ -191,6 +192,12 @@ impl SimHost {
     }
 }
 
+/// That many bytes of it, and zeroes where it has no more.
+fn sized(mut bytes: Vec<u8>, len: usize) -> Vec<u8> {
+    bytes.resize(len, 0);
+    bytes
+}
+
 fn not_found(what: &Path) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, format!("{} is not there", what.display()))
 }
@@ -287,15 +294,15 @@ impl Host for SimHost {
                 Some(Holds::Pv(pv)) => print::pv_image(&world, &pv),
                 _ => vec![],
             }
+        } else if let Some(copy) = world.luks_copy(device).filter(|_| offset == COPY_AT) {
+            return Ok(sized(crate::host::luks::print(&copy.header), len));
         } else if let Some(luks) = world.luks_mut(device) {
             crate::host::luks::print(&luks.header)
         } else {
             let content = world.content_mut(device).ok_or_else(|| not_found(device))?;
             content.superblock.as_ref().map(superblock::print).unwrap_or_default()
         };
-        let mut bytes = image.get(from..).unwrap_or_default().to_vec();
-        bytes.resize(len, 0);
-        Ok(bytes)
+        Ok(sized(image.get(from..).unwrap_or_default().to_vec(), len))
     }
 
     fn write_device(&self, device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -415,11 +422,11 @@ impl Host for SimHost {
         self.alive()
     }
 
-    fn has_files(&self, device: &Path, _: FsType) -> io::Result<bool> {
+    fn has_files(&self, device: &Path, _: FsType) -> io::Result<Option<bool>> {
         self.alive()?;
         let mut world = self.world();
         let content = world.content_mut(device).ok_or_else(|| not_found(device))?;
-        Ok(!content.data.is_empty())
+        Ok(Some(!content.data.is_empty()))
     }
 
     fn filesystem_usage(&self, path: &Path) -> io::Result<FilesystemUsage> {

@@ -315,6 +315,15 @@ pub fn open(volume: &Volume, key: Key) -> Result<Volume, Code> {
     Ok(next)
 }
 
+/// Whether an earlier try, which was cut, may have encrypted the volume for another key, and proved that.
+fn was_proved(volume: &Volume, key: Key) -> bool {
+    let (own, previous) = keys(key);
+    let other = |opens: Key| opens != own && Some(opens) != previous;
+    volume.class().is_luks()
+        && volume.bytes.pending == Pending::Fresh
+        && volume.bytes.opens.is_some_and(other)
+}
+
 fn stage(state: &State, v: u8, access: Access, key: Key) -> Vec<Outcome> {
     let Some(volume) = state.volumes.get(&v) else { return refuse(state, Code::NotFound) };
     if volume.half.is_some() {
@@ -332,6 +341,15 @@ fn stage(state: &State, v: u8, access: Access, key: Key) -> Vec<Outcome> {
         Ok(now) => now,
         Err(code) => return refuse(state, code),
     };
+    if was_proved(volume, key) {
+        let mut outcomes = refuse(state, Code::FailedPrecondition);
+        let mut blank = state.clone();
+        if let Some(volume) = blank.volumes.get_mut(&v) {
+            volume.bytes.opens = None;
+        }
+        outcomes.extend(stage(&blank, v, access, key));
+        return outcomes;
+    }
     let refused = |code, now: &Volume| vec![Outcome::refused(&[code], with(now.clone()))];
     if access == Access::Block {
         if now.hides() {

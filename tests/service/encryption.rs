@@ -3,7 +3,7 @@
 use cinderblock::domain::{AccessType, CapacityRange, Provisioning, VolumeAgent};
 use cinderblock::error::ErrorKind;
 use cinderblock::lvm::state::LUKS_HEADER;
-use cinderblock::lvm::tag::{FsType, Usage};
+use cinderblock::lvm::tag::{FsType, Pending, Usage};
 use cinderblock::names::LvName;
 use cinderblock::sim::{Content, Fault, Mode, SimLuks};
 use cinderblock::units::Bytes;
@@ -315,4 +315,28 @@ async fn what_is_open_already_is_open() {
     node.host.arm(Some(Fault { at, mode: Mode::FailAfter }));
     node.stage(&volume, mounted(EXT4)).await.unwrap();
     assert!(opens(&node.host.effects()[at]));
+}
+
+/// As after LVM's metadata was restored from a backup of before its first use.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_was_in_use_is_never_encrypted_again() {
+    let noticed = || tokio::time::sleep(std::time::Duration::from_secs(15));
+    let node = Node::ready().await;
+    let volume = node.create(encrypted(thin("pvc-1"))).await.unwrap().handle;
+    node.write(&volume, mounted(EXT4), "data").await;
+    node.unstage(&volume).await.unwrap();
+    let before = luks(&node, "pvc-1");
+    node.host.world().retag(VG, "pvc-1", |tags| tags.pending = Some(Pending::Fresh));
+    noticed().await;
+    let other = || secret(&[("passphrase", "another")]);
+    let error = node.stage_with(&volume, mounted(EXT4), other()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+    assert!(error.to_string().contains("nothing was formatted"), "{error}");
+    // With the right Secret it is seen what is in it.
+    let error = node.stage(&volume, mounted(EXT4)).await.unwrap_err();
+    assert!(error.chain().contains("has files: nothing was formatted"), "{error:?}");
+    assert_eq!(luks(&node, "pvc-1"), before);
+    node.host.world().retag(VG, "pvc-1", |tags| tags.pending = None);
+    noticed().await;
+    assert_eq!(node.read(&volume, mounted(EXT4)).await, "data");
 }

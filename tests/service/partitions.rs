@@ -70,11 +70,11 @@ async fn what_is_asked_for_over_a_connection_that_flaps_happens_once() {
     const TIMES: [(Wire, u64); 7] = [
         (Wire::Whole, 200),
         (Wire::Mute, 60),
-        (Wire::Cut, 10),
+        (Wire::Cut, 100),
         (Wire::Whole, 580),
         (Wire::Slow, 150),
         (Wire::Frozen, 60),
-        (Wire::Cut, 10),
+        (Wire::Cut, 100),
     ];
     let door = Door::open().await;
     let (port, state) = wire(door.address).await;

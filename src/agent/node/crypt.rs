@@ -146,9 +146,12 @@ impl<H: Host> Agent<H> {
         };
         if let Head::Header(header) = &head
             && ours
-            && self.opens(crypt, header, &[&crypt.keys.own]).await?.is_some()
+            && self.opens(crypt, header, &crypt.every()).await?.is_some()
         {
             return self.copy_header(crypt).await;
+        }
+        if ours {
+            self.must_not_be_proved(crypt).await?;
         }
         self.close_mapping(&vg.state().handle(&lv.name)).await?;
         if !ours {
@@ -173,6 +176,23 @@ impl<H: Host> Agent<H> {
         self.copy_header(crypt).await
     }
 
+    /// That a header which nothing opens is of a try that was cut. One that was proved has a copy, and may
+    /// have been used, whatever the tags say: LVM's metadata may have been restored from a backup.
+    async fn must_not_be_proved(&self, crypt: &Crypt<'_>) -> Result<()> {
+        let Crypt { lv, device, .. } = crypt;
+        let Head::Header(copy) = self.head_at(crypt, COPY_AT).await? else { return Ok(()) };
+        if copy.uuid != lv.uuid.luks_uuid() {
+            return Ok(());
+        }
+        Err(Error::failed_precondition(format!(
+            "volume {} bears the tag cb.fresh, as if it had never been used, but it was encrypted before, and the Secret does not open it: nothing \
+             was formatted. If the Secret was changed, add what opened the volume before as previousPassphrase or previousMasterKey. If nobody ever \
+             used it, clear it with wipefs -a {}",
+            lv.name,
+            device.node.display()
+        )))
+    }
+
     /// Opens a volume that was in use before. When only the previous key does that, the Secret was
     /// changed, and the volume gets the new one.
     async fn unlock(&self, vg: &Vg, crypt: &Crypt<'_>) -> Result<DmDevice> {
@@ -187,7 +207,13 @@ impl<H: Host> Agent<H> {
                 how_to_restore(crypt)
             )));
         }
-        let tried = self.try_keys(crypt, &header).await;
+        let keys = if crypt.keys.previous.is_empty() {
+            candidates(&header, &[&crypt.keys.own])
+        } else {
+            let Opens { key, slot } = self.own_key(crypt, false).await?;
+            vec![(key, Some(slot))]
+        };
+        let tried = self.try_keys(crypt, keys).await;
         // Whatever it said, the kernel knows: a cryptsetup that an agent before this one started and
         // did not see the end of may have been quicker.
         match self.mapping(&vg.state(), crypt.lv).await? {
@@ -201,14 +227,10 @@ impl<H: Host> Agent<H> {
     }
 
     /// Whether one of the keys opens the volume.
-    async fn try_keys(&self, crypt: &Crypt<'_>, header: &Header) -> Result<bool> {
-        let open = |key: &Secret, slot| luks::open(&crypt.device.node, &crypt.name, key, slot);
-        if !crypt.keys.previous.is_empty() {
-            let Opens { key, slot } = self.own_key(crypt, false).await?;
-            return self.try_key(crypt.lv, &open(&key, Some(slot))).await;
-        }
-        for (key, slot) in candidates(header, &[&crypt.keys.own]) {
-            if self.try_key(crypt.lv, &open(&key, slot)).await? {
+    async fn try_keys(&self, crypt: &Crypt<'_>, keys: Vec<(Secret, Option<u32>)>) -> Result<bool> {
+        for (key, slot) in keys {
+            let call = luks::open(&crypt.device.node, &crypt.name, &key, slot);
+            if self.try_key(crypt.lv, &call).await? {
                 return Ok(true);
             }
         }
@@ -348,10 +370,14 @@ impl<H: Host> Agent<H> {
     }
 
     async fn head(&self, crypt: &Crypt<'_>) -> Result<Head> {
+        self.head_at(crypt, 0).await
+    }
+
+    async fn head_at(&self, crypt: &Crypt<'_>, offset: u64) -> Result<Head> {
         let node = crypt.device.node.clone();
         let what = format!("volume {}", crypt.lv.name);
         within(&self.0.store.host, READ_TIMEOUT, &what, move |host| {
-            host.read_device(&node, 0, HEAD_BYTES)
+            host.read_device(&node, offset, HEAD_BYTES)
         })
         .await?
         .map(|head| luks::parse(&head))

@@ -9,7 +9,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::super::Agent;
@@ -123,13 +122,16 @@ impl<H: Host> Agent<H> {
             host.has_files(&node, found.fs)
         });
         match has_files.await? {
-            Ok(false) => Ok(()),
-            Err(error) if is_half_made(&error) => Ok(()),
-            Ok(true) => Err(Error::damaged(format!(
-                "volume {} bears the tag cb.fresh, as if it had never been used, but its {} filesystem has files: nothing was changed. \
+            Ok(None | Some(false)) => Ok(()),
+            Ok(Some(true)) => Err(Error::damaged(format!(
+                "volume {} bears the tag cb.fresh, as if it had never been used, but its {} filesystem has files: nothing was formatted. \
                  If they are to stay, drop the tag with lvchange --deltag cb.fresh",
                 lv.name, found.fs
             ))),
+            // Also while the mkfs of an agent before this one is still at it.
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                Err(Error::unavailable(format!("{looking}: its device is in use")).because(error))
+            }
             Err(error) => Err(Error::host(format!("failed {looking}")).because(error)),
         }
     }
@@ -282,11 +284,4 @@ impl<H: Host> Agent<H> {
             done.complaint()
         )))
     }
-}
-
-/// Whether a filesystem cannot be mounted because of what it is: `mount` says so of one whose making
-/// was cut.
-fn is_half_made(error: &std::io::Error) -> bool {
-    let damage = [Errno::INVAL, Errno::UCLEAN, Errno::BADMSG, Errno::IO];
-    Errno::from_io_error(error).is_some_and(|errno| damage.contains(&errno))
 }

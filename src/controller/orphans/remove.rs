@@ -15,11 +15,14 @@ impl Orphans {
     pub async fn remove(&self, handles: &[Handle]) -> Result<Vec<Result<Orphan>>> {
         self.look().await?;
         let mut removed = Vec::new();
+        let mut looked = Ok(());
         for (nth, handle) in handles.iter().enumerate() {
-            let looked = if nth == 0 { Ok(()) } else { self.look().await };
-            removed.push(match looked {
+            if nth > 0 && looked.is_ok() {
+                looked = self.look().await;
+            }
+            removed.push(match &looked {
                 Ok(()) => Box::pin(self.remove_one(handle)).await,
-                Err(error) => Err(error),
+                Err(error) => Err(Error::unavailable(format!("{handle} stays: {}", error.chain()))),
             });
         }
         Ok(removed)

@@ -174,7 +174,6 @@ fn run_ring(job: &Job, filter: Option<&str>) -> Done {
     let ring = job.ring;
     println!("\n{ring}: {}", ring.about);
     let start = Instant::now();
-    // A VM has one CPU. More of them than this would take more memory than docs/testing.md says.
     // A VM has one CPU, and a test sleeps for some of its time: one more than there are cores. More
     // than this would take more memory than docs/testing.md says.
     let cores = thread::available_parallelism().map_or(1, NonZero::get);

@@ -39,9 +39,20 @@ fn a_head_that_is_lost(machine: &Machine, v: &Vol, written: &str) -> Result<()> 
 /// Unclean, with a wrong count: `e2fsck -p` knows what to do.
 fn little_is_mended(machine: &Machine, v: &Vol, written: &str) -> Result<()> {
     let device = v.device();
+    // 1 is clean.
+    let state = || {
+        machine.sh(&format!("debugfs -R 'show_super_stats -h' {device} 2>/dev/null | grep -E '^(Free blocks|Filesystem state):'"))
+    };
+    let before = state()?;
     machine.sh(&format!(
         "debugfs -w -R 'ssv free_blocks_count 1' {device}; debugfs -w -R 'ssv state 0' {device}"
     ))?;
+    let damaged = state()?;
+    ensure!(damaged.contains("not clean") && damaged != before, "it is not damaged: {damaged}");
+    v.stage()?;
+    v.unstage()?;
+    let mended = state()?;
+    ensure!(mended == before, "not mended:\n{mended}\nbefore:\n{before}");
     v.attach()?;
     ensure!(sum(machine, &v.file("data"), 8)? == written, "{}: other data", v.lv());
     Ok(v.detach()?)

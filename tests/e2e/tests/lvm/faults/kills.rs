@@ -16,6 +16,8 @@ use crate::support::{
 
 /// New lives begin for so long; the last ones come to their end.
 const TIME: Duration = Duration::from_secs(30);
+/// The fewest cuts that prove anything.
+const CUTS: usize = 10;
 /// For one call with all its repetitions. On a busy machine a mkfs is cut many times before it has the time that it takes.
 const PATIENCE: Duration = Duration::from_mins(4);
 
@@ -107,7 +109,7 @@ fn cut(
 ) -> Result<usize> {
     let mut cuts = 0;
     while !done.load(Ordering::Relaxed) {
-        let most = if Instant::now() < end { 2_500 } else { 15_000 };
+        let most = if Instant::now() < end || cuts < CUTS { 2_500 } else { 15_000 };
         thread::sleep(Duration::from_millis(random.below(most)));
         if random.below(2) == 0 { machine.driver.kill() } else { machine.driver.kill_all() }?;
         cuts += 1;
@@ -139,7 +141,7 @@ fn a_driver_that_is_killed_at_random_keeps_every_promise() -> Result<()> {
         let (cuts, counts) = (cuts?, counts.into_iter().collect::<Result<Vec<_>>>()?);
         figure(&format!("kills: {cuts}, lives that came to their end: {counts:?}"));
         ensure!(counts.iter().all(|count| *count > 0), "no life came to its end");
-        ensure!(cuts >= 10, "too few cuts to prove anything");
+        ensure!(cuts >= CUTS, "too few cuts to prove anything");
         let csi = machine.driver.csi()?;
         let (volumes, snapshots) = (csi.volumes()?, csi.snapshots()?);
         ensure!(volumes.is_empty() && snapshots.is_empty(), "{volumes:?} {snapshots:?}");

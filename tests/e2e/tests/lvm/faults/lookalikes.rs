@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use cinderblock_lab::driver::{Csi, Machine};
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::support::{
     BACKEND, GIB, MIB, THICK, THIN, VG, Vol, code, expect_nothing_left, fill, pooled, started, sum,
@@ -18,15 +18,15 @@ fn tag(machine: &Machine, v: &Vol, change: &str) -> Result<()> {
 }
 
 /// Refused as soon as the tag is noticed, which may take ten seconds.
-fn refused(v: &Vol) -> Result<Status> {
+fn refused(v: &Vol, words: &str) -> Result<()> {
     let start = Instant::now();
     loop {
-        if let Err(refused) = v.stage() {
-            println!("{}", refused.message());
-            return Ok(refused);
-        }
+        let told = match v.stage() {
+            Err(refused) if refused.message().contains(words) => return Ok(()),
+            other => other,
+        };
         v.unstage()?;
-        ensure!(start.elapsed() < NOTICED, "it is staged as ever");
+        ensure!(start.elapsed() < NOTICED, "{told:?} has no {words:?}");
         sleep(Duration::from_millis(500));
     }
 }
@@ -34,10 +34,9 @@ fn refused(v: &Vol) -> Result<Status> {
 /// A tag that says too much must not cost the data, and one that is missing not the volume.
 fn tags_edited_by_hand(machine: &Machine, csi: &Csi, v: &Vol, written: &str) -> Result<()> {
     tag(machine, v, "--addtag cb.fresh")?;
-    let refused = refused(v)?;
-    ensure!(refused.message().contains("has files: nothing was changed"), "{refused:?}");
+    refused(v, "has files: nothing was formatted")?;
     tag(machine, v, "--deltag cb.fresh --addtag cb.luks")?;
-    self::refused(v)?;
+    refused(v, "LUKS header is damaged or gone")?;
     tag(machine, v, "--deltag cb.luks --addtag cb.unknown=1")?;
     let start = Instant::now();
     while let Err(refused) = v.stage() {
