@@ -145,9 +145,10 @@ impl Runner {
         let lost = |e| RunError::Lost(label.clone(), e);
         let closed = || RunError::Start(label.clone(), std::io::Error::other("shutting down"));
         // LVM has its own queues: one of a VG does not wait for a mkfs in another.
-        let _turn = match call.program {
-            Program::Lvm => None,
-            _ => Some(self.running.acquire().await.map_err(|_| closed())?),
+        let _turn = if call.program == Program::Lvm {
+            None
+        } else {
+            Some(self.running.acquire().await.map_err(|_| closed())?)
         };
         let started = Instant::now();
         tracing::debug!(command = %call, "starting");
