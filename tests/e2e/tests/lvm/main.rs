@@ -12,6 +12,7 @@
     reason = "an integration test is a test module as a whole"
 )]
 
+mod blank;
 mod conformance;
 mod copies;
 mod disks;
@@ -31,4 +32,3 @@ mod raid_pool;
 mod scale;
 mod support;
 mod wiping;
-mod zeros;
