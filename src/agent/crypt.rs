@@ -11,6 +11,7 @@ use crate::host::runner::Completed;
 use crate::host::{Host, luks};
 use crate::lvm::state::{Lv, VgState};
 use crate::names::Handle;
+use crate::units::Bytes;
 
 impl<H: Host> Agent<H> {
     /// The device that a volume's user gets, when it is there.
@@ -35,7 +36,9 @@ impl<H: Host> Agent<H> {
     /// Takes the decrypted device of a volume away, whatever became of the volume. None there is
     /// fine, and so it is for a volume that is not encrypted.
     pub(super) async fn close_mapping(&self, volume: &Handle) -> Result<()> {
-        let Some(device) = self.any_mapping(volume).await? else { return Ok(()) };
+        let Some(device) = self.any_mapping(volume).await? else {
+            return self.clear_unfinished(&volume.crypt_name()).await;
+        };
         let mounts = self.mounts().await?;
         if let Some(bound) = self.bound_node(&mounts, &device).await? {
             return Err(Error::failed_precondition(format!(
@@ -72,9 +75,25 @@ impl<H: Host> Agent<H> {
     async fn any_mapping(&self, volume: &Handle) -> Result<Option<DmDevice>> {
         let name = volume.crypt_name();
         let what = format!("device {name}");
-        within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| host.device(&name))
-            .await?
-            .map_err(|e| Error::host(format!("cannot look up {what}")).because(e))
+        let found =
+            within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| host.device(&name))
+                .await?
+                .map_err(|e| Error::host(format!("cannot look up {what}")).because(e))?;
+        // One without a size was never finished.
+        Ok(found.filter(|device| device.size > Bytes::ZERO))
+    }
+
+    /// Takes away what a cryptsetup left that was killed while it made a device: it would be in the way
+    /// for ever.
+    pub(super) async fn clear_unfinished(&self, name: &str) -> Result<()> {
+        let (asked, what) = (name.to_owned(), format!("device {name}"));
+        let cleared = within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
+            host.remove_unfinished_device(&asked)
+        });
+        if cleared.await?.map_err(|e| Error::host(format!("cannot remove {what}")).because(e))? {
+            tracing::warn!(device = name, "removed a decrypted device that was never finished");
+        }
+        Ok(())
     }
 
     /// Runs cryptsetup to its end, whatever that is.

@@ -1,5 +1,5 @@
 //! What the device-mapper driver says of a device, by one ioctl (linux/dm-ioctl.h). Changes
-//! nothing.
+//! nothing but that a device which nobody ever finished goes.
 
 #![allow(unsafe_code, reason = "no crate asks device-mapper without linking libdevmapper")]
 
@@ -19,6 +19,10 @@ const TARGET: usize = 40;
 const BUFFER: usize = 16 << 10;
 /// `DM_TABLE_STATUS_CMD`.
 const TABLE_STATUS: u8 = 12;
+/// `DM_DEV_REMOVE_CMD`.
+const DEV_REMOVE: u8 = 4;
+/// `DM_ACTIVE_PRESENT_FLAG`: the device has a table that is in force.
+const FLAG_ACTIVE: u32 = 1 << 5;
 /// `DM_BUFFER_FULL_FLAG`: the answer did not fit.
 const FLAG_BUFFER_FULL: u32 = 1 << 8;
 /// `DM_NOFLUSH_FLAG`: a thin pool does not write its metadata before it answers, so that a look
@@ -43,10 +47,7 @@ pub struct DmStatus {
 pub fn status(name: &str) -> io::Result<Option<DmStatus>> {
     let control = File::options().read(true).write(true).open(CONTROL)?;
     let mut buffer = request(name)?;
-    // SAFETY: `TableStatus` passes a pointer to `buffer`, which outlives the call. The kernel reads
-    // `data_size` (BUFFER, its full length) from the header and never reads or writes beyond it.
-    let result = unsafe { ioctl::ioctl(&control, TableStatus(&mut buffer)) };
-    match result {
+    match call(&control, TABLE_STATUS, &mut buffer) {
         Ok(()) => parse(&buffer).map(Some).ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -58,21 +59,54 @@ pub fn status(name: &str) -> io::Result<Option<DmStatus>> {
     }
 }
 
-struct TableStatus<'a>(&'a mut [u8]);
+/// Removes a device that never had a table in force, and that nobody has open: what a program leaves that
+/// is killed while it makes one. Whether there was one.
+///
+/// # Errors
+/// When there is no device-mapper, or the device is still there.
+pub fn remove_unfinished(name: &str) -> io::Result<bool> {
+    let control = File::options().read(true).write(true).open(CONTROL)?;
+    let mut buffer = request(name)?;
+    match call(&control, TABLE_STATUS, &mut buffer) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::NXIO) => return Ok(false),
+        Err(e) => return Err(e.into()),
+    }
+    let word = |at: usize| buffer.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b));
+    let unfinished = word(28).is_some_and(|flags| flags & FLAG_ACTIVE == 0) && word(24) == Some(0);
+    if !unfinished {
+        return Ok(false);
+    }
+    call(&control, DEV_REMOVE, &mut request(name)?)?;
+    Ok(true)
+}
 
-// SAFETY: the opcode is that of DM_TABLE_STATUS, whose argument is a `struct dm_ioctl` followed by
+/// One call of the driver. `buffer` is as [`request`] makes it, and has the answer then.
+fn call(control: &File, command: u8, buffer: &mut Vec<u8>) -> rustix::io::Result<()> {
+    debug_assert_eq!(buffer.len(), BUFFER);
+    // SAFETY: `Call` passes a pointer to `buffer`, which outlives the call. The kernel reads
+    // `data_size` (BUFFER, its full length) from the header and never reads or writes beyond it.
+    unsafe { ioctl::ioctl(control, Call { command, buffer }) }
+}
+
+struct Call<'a> {
+    command: u8,
+    buffer: &'a mut [u8],
+}
+
+// SAFETY: the opcode is that of a command of device-mapper, whose argument is a `struct dm_ioctl` followed by
 // room for the answer, all of `data_size` bytes; `request` makes just that, and `as_ptr` hands over
 // its start. The output is what the kernel left there: plain bytes, valid in any combination.
-unsafe impl Ioctl for TableStatus<'_> {
+unsafe impl Ioctl for Call<'_> {
     type Output = ();
     const IS_MUTATING: bool = true;
 
     fn opcode(&self) -> Opcode {
-        ioctl::opcode::read_write::<[u8; HEADER]>(0xfd, TABLE_STATUS)
+        ioctl::opcode::read_write::<[u8; HEADER]>(0xfd, self.command)
     }
 
     fn as_ptr(&mut self) -> *mut c_void {
-        self.0.as_mut_ptr().cast()
+        self.buffer.as_mut_ptr().cast()
     }
 
     unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> rustix::io::Result<()> {

@@ -131,6 +131,10 @@ impl Host for Linux {
         remove_dead_links(directory)
     }
 
+    fn remove_unfinished_device(&self, dm_name: &str) -> io::Result<bool> {
+        dm_status::remove_unfinished(dm_name)
+    }
+
     fn has_files(&self, device: &Path, fs: FsType) -> io::Result<Option<bool>> {
         mount::has_files(device, fs)
     }

@@ -190,6 +190,13 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// When a dead link, or the empty directory, is still there.
     fn remove_dead_links(&self, directory: &Path) -> io::Result<()>;
 
+    /// Removes a device of device-mapper whose making was cut: it never had a table in force, and nobody
+    /// has it open. Whether there was one.
+    ///
+    /// # Errors
+    /// When it is still there.
+    fn remove_unfinished_device(&self, dm_name: &str) -> io::Result<bool>;
+
     /// Whether the filesystem of a device has any file but what mkfs puts there (`lost+found`). Its log
     /// is replayed. It is mounted at no place, and by nobody once this has an answer. `None`: there is no
     /// whole filesystem.

@@ -213,6 +213,7 @@ impl<H: Host> Agent<H> {
             let Opens { key, slot } = self.own_key(crypt, false).await?;
             vec![(key, Some(slot))]
         };
+        self.clear_unfinished(&crypt.name).await?;
         let tried = self.try_keys(crypt, keys).await;
         // Whatever it said, the kernel knows: a cryptsetup that an agent before this one started and
         // did not see the end of may have been quicker.

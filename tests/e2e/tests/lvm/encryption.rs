@@ -188,6 +188,11 @@ fn an_encrypted_block_volume_is_its_users_alone() -> Result<()> {
         let csi = machine.driver.csi()?.with_secrets(&MASTER);
         let v = Vol::create(&csi, encrypted(THICK_BLOCK), "pvc-b", 64 * MIB)?;
         v.attach()?;
+        let name = machine.sh("dmsetup ls --target crypt | cut -f 1")?;
+        v.detach()?;
+        // What a cryptsetup leaves that is killed while it makes the device.
+        machine.sh(&format!("dmsetup create {name} --notable"))?;
+        v.attach()?;
         let device = v.file("");
         csi.expand(&v.id, 96 * MIB)?;
         ensure!(csi.expand_on_node(&v.id, &v.pod)? == 96 * MIB, "another size");

@@ -36,7 +36,7 @@ fn tags_edited_by_hand(machine: &Machine, csi: &Csi, v: &Vol, written: &str) -> 
     tag(machine, v, "--addtag cb.fresh")?;
     refused(v, "has files: nothing was formatted")?;
     tag(machine, v, "--deltag cb.fresh --addtag cb.luks")?;
-    refused(v, "LUKS header is damaged or gone")?;
+    refused(v, "the volume is encrypted, and no Secret came with the call")?;
     tag(machine, v, "--deltag cb.luks --addtag cb.unknown=1")?;
     let start = Instant::now();
     while let Err(refused) = v.stage() {
