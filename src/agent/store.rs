@@ -3,7 +3,10 @@
 //!
 //! What a VG holds is first told by LVM's own report. From then on its disks are read, which must
 //! give the same; where they cannot be read, or LVM and the disks ever disagree, the report decides
-//! again. What neither can tell is an error ([`ErrorKind::Unavailable`]), never "not there".
+//! again. What neither can tell is an error ([`crate::error::ErrorKind::Unavailable`]), never "not there".
+
+mod change;
+mod mend;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,18 +15,17 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard, watch};
-use tokio::time::Instant;
 
 use super::blocking::blocking;
 use super::disks::{Disks, Look};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::host::runner::{Completed, RunError};
-use crate::lvm::command::{self, Change, Target};
+use crate::lvm::command;
+use crate::lvm::metadata;
 use crate::lvm::report::{self, Report};
 use crate::lvm::state::VgState;
-use crate::lvm::{metadata, report::errors_in_log};
 use crate::names::{LvmUuid, VgName};
+use change::{failure, lost};
 
 /// Calls that wait for one VG. LVM takes some 100 ms a call: more would wait longer than any
 /// caller does.
@@ -32,9 +34,6 @@ const QUEUE_MAX: usize = 256;
 /// milliseconds.
 const LOOKS_MAX: u32 = 4;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// A change that LVM has not ended after this is told as a trouble. Most take a second; to zero the
-/// metadata of a large pool takes tens.
-const HANGS: Duration = Duration::from_mins(1);
 
 /// All VGs of this node.
 #[derive(Debug)]
@@ -65,6 +64,8 @@ pub(super) struct Vg {
     waiting: AtomicUsize,
     /// What LVM does not come to the end of.
     hanging: RwLock<Option<String>>,
+    /// Whether an LVM command may have been cut.
+    cut: AtomicBool,
     /// Whether its disks have told the same as LVM so far.
     readable: AtomicBool,
 }
@@ -146,7 +147,7 @@ impl<H: Host> Store<H> {
             gone.retain(|uuid| *uuid != state.uuid);
             match vgs.get(&state.uuid) {
                 Some(vg) => {
-                    vg.set(Arc::new(state));
+                    vg.set(Arc::new(with_queued_of(state, &vg.state())));
                 }
                 None => drop(vgs.insert(state.uuid.clone(), Arc::new(Vg::new(state)))),
             }
@@ -187,6 +188,12 @@ impl<H: Host> Store<H> {
         let mut turn = Turn { store: self, vg, disks };
         if let Err(error) = turn.refresh().await {
             tracing::warn!(vg = %vg.state().name, error = error.chain(), "cannot read the volume group");
+            return;
+        }
+        // A VG in which nothing is ours is for others to mend.
+        let ours = vg.state().lvs.values().any(|lv| lv.tags.is_ours());
+        if ours && let Err(error) = turn.mend().await {
+            tracing::error!(vg = %vg.state().name, error = error.chain(), "an LVM command was cut, and what it left is not mended");
         }
     }
 
@@ -209,6 +216,7 @@ impl Vg {
             turn: Mutex::default(),
             waiting: AtomicUsize::new(0),
             hanging: RwLock::default(),
+            cut: AtomicBool::new(true),
             readable: AtomicBool::new(true),
         }
     }
@@ -340,6 +348,7 @@ impl<H: Host> Turn<'_, H> {
         let told = self.vg.state();
         self.disks.forget();
         let Some(read) = self.look().await? else { return Ok(()) };
+        let told = Arc::new(with_queued_of(VgState::clone(&told), &read));
         if *told != *read && told.seqno == read.seqno {
             tracing::error!(
                 vg = %told.name,
@@ -349,75 +358,6 @@ impl<H: Host> Turn<'_, H> {
             self.vg.set(told);
         }
         Ok(())
-    }
-
-    /// Carries out one change.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unavailable`] when it may have happened, otherwise it failed; what the VG holds
-    /// is for [`Turn::refresh`] to tell.
-    pub(super) async fn run(&mut self, change: &Change) -> Result<()> {
-        let state = self.vg.state();
-        let target = Target {
-            vg: state.name.clone(),
-            uuid: state.uuid.clone(),
-            extent_size: state.extent_size,
-            devices: state.devices(),
-        };
-        let call = command::change(&target, change);
-        let label = call.label();
-        let started = Instant::now();
-        let running = self.store.host.run(&call);
-        let done = self.wait_for(&label, running).await.map_err(|e| lost(&label, e))?;
-        let lv = change.lv().map_or("", |lv| lv.as_str());
-        let elapsed = started.elapsed();
-        if done.success() {
-            tracing::info!(vg = %state.name, lv, command = label, ?elapsed, "LVM changed the volume group");
-            return Ok(());
-        }
-        tracing::warn!(vg = %state.name, lv, command = %call, complaint = failure(&label, &done), "LVM refused a change");
-        Err(Error::host(failure(&format!("{label} {}/{lv}", state.name), &done)))
-    }
-
-    /// Waits for a command however long it takes. When that is long, it is told of the VG meanwhile.
-    async fn wait_for<T>(&self, label: &str, running: impl Future<Output = T>) -> T {
-        tokio::pin!(running);
-        if let Ok(done) = tokio::time::timeout(HANGS, &mut running).await {
-            return done;
-        }
-        let sentence = format!(
-            "{label} in volume group {} takes more than {} s: a disk may hang, look at dmesg; do not kill it, and all else in the volume group waits for it",
-            self.vg.name(),
-            HANGS.as_secs()
-        );
-        tracing::error!(sentence, "LVM hangs");
-        let _told = Hanging::new(self.vg, &self.store.changes, sentence);
-        running.await
-    }
-}
-
-/// Tells that LVM hangs, until it is dropped.
-struct Hanging<'a> {
-    vg: &'a Vg,
-    changes: &'a watch::Sender<u64>,
-}
-
-impl<'a> Hanging<'a> {
-    fn new(vg: &'a Vg, changes: &'a watch::Sender<u64>, sentence: String) -> Self {
-        let told = Self { vg, changes };
-        told.tell(Some(sentence));
-        told
-    }
-
-    fn tell(&self, sentence: Option<String>) {
-        *self.vg.hanging.write().unwrap_or_else(PoisonError::into_inner) = sentence;
-        self.changes.send_modify(|n| *n = n.wrapping_add(1));
-    }
-}
-
-impl Drop for Hanging<'_> {
-    fn drop(&mut self) {
-        self.tell(None);
     }
 }
 
@@ -444,6 +384,16 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// What LVM reports, with what only the disks tell.
+fn with_queued_of(mut told: VgState, read: &VgState) -> VgState {
+    if told.seqno == read.seqno {
+        for (name, lv) in &mut told.lvs {
+            lv.queued = read.lvs.get(name).is_some_and(|read| read.queued && read.uuid == lv.uuid);
+        }
+    }
+    told
+}
+
 /// That disks are missing, and which.
 pub(super) fn partial(state: &VgState) -> Error {
     let missing = state.pvs.iter().filter(|(_, pv)| pv.device.is_none());
@@ -453,21 +403,4 @@ pub(super) fn partial(state: &VgState) -> Error {
         state.name,
         missing.join(", ")
     ))
-}
-
-fn failure(label: &str, done: &Completed) -> String {
-    let said = errors_in_log(&done.stdout);
-    if said.is_empty() {
-        format!("{label}: {}", done.complaint())
-    } else {
-        format!("{label}: {said}")
-    }
-}
-
-fn lost(label: &str, error: RunError) -> Error {
-    let kind = match error {
-        RunError::Start(..) => ErrorKind::Host,
-        RunError::Timeout(..) | RunError::Lost(..) => ErrorKind::Unavailable,
-    };
-    Error::new(kind, format!("{label} did not come to an end")).because(error)
 }

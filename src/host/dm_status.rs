@@ -1,5 +1,5 @@
 //! What the device-mapper driver says of a device, by one ioctl (linux/dm-ioctl.h). Changes
-//! nothing but that a device which nobody ever finished goes.
+//! nothing but that what was begun and never finished goes.
 
 #![allow(unsafe_code, reason = "no crate asks device-mapper without linking libdevmapper")]
 
@@ -13,16 +13,28 @@ const CONTROL: &str = "/dev/mapper/control";
 
 /// Size of `struct dm_ioctl`.
 const HEADER: usize = 312;
+/// Where in it the device's uuid is.
+const UUID: usize = 176;
 /// Size of `struct dm_target_spec`.
 const TARGET: usize = 40;
 /// Room for the header and the status of the few targets that an LV has.
 const BUFFER: usize = 16 << 10;
+/// `DM_LIST_DEVICES_CMD`.
+const LIST_DEVICES: u8 = 2;
 /// `DM_TABLE_STATUS_CMD`.
 const TABLE_STATUS: u8 = 12;
+/// `DM_TARGET_MSG_CMD`.
+const TARGET_MESSAGE: u8 = 14;
+/// `DM_TABLE_CLEAR_CMD`.
+const TABLE_CLEAR: u8 = 10;
 /// `DM_DEV_REMOVE_CMD`.
 const DEV_REMOVE: u8 = 4;
+/// `DM_SUSPEND_FLAG`: whoever reads or writes waits until the device is resumed.
+const FLAG_SUSPENDED: u32 = 1 << 1;
 /// `DM_ACTIVE_PRESENT_FLAG`: the device has a table that is in force.
 const FLAG_ACTIVE: u32 = 1 << 5;
+/// `DM_INACTIVE_PRESENT_FLAG`: the device has a table that is loaded, and not in force.
+const FLAG_INACTIVE: u32 = 1 << 6;
 /// `DM_BUFFER_FULL_FLAG`: the answer did not fit.
 const FLAG_BUFFER_FULL: u32 = 1 << 8;
 /// `DM_NOFLUSH_FLAG`: a thin pool does not write its metadata before it answers, so that a look
@@ -40,23 +52,81 @@ pub struct DmStatus {
     pub targets: Vec<(String, String)>,
 }
 
+/// A device of an LV or of a part of one, also a hidden one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Its device-mapper name.
+    pub name: String,
+    /// What its uuid says behind the VG: the LV's identifier without dashes, perhaps a suffix.
+    pub lv: String,
+    /// Whether it is held: whoever reads or writes waits until it is resumed.
+    pub suspended: bool,
+}
+
+/// All devices of the VG with this identifier (without dashes), also those without a table, which sysfs
+/// does not show.
+///
+/// # Errors
+/// When there is no device-mapper, or the answer makes no sense.
+pub fn layers(vg: &str) -> io::Result<Vec<Layer>> {
+    let control = control()?;
+    let prefix = format!("LVM-{vg}");
+    let mut layers = Vec::new();
+    for name in list(&control)? {
+        // It may go away meanwhile.
+        let Some(answer) = look(&control, &name)? else { continue };
+        let uuid = text(answer.get(UUID..HEADER).unwrap_or_default());
+        let Some(lv) = uuid.strip_prefix(&prefix) else { continue };
+        let suspended = flags(&answer).is_some_and(|flags| flags & FLAG_SUSPENDED != 0);
+        layers.push(Layer { name, lv: lv.to_owned(), suspended });
+    }
+    Ok(layers)
+}
+
+/// The names of all devices.
+fn list(control: &File) -> io::Result<Vec<String>> {
+    let mut size = BUFFER;
+    loop {
+        let mut buffer = request_of("", size)?;
+        call(control, LIST_DEVICES, &mut buffer)?;
+        if flags(&buffer).is_some_and(|flags| flags & FLAG_BUFFER_FULL == 0) {
+            let nonsense = || io::Error::new(io::ErrorKind::InvalidData, "a list makes no sense");
+            return names(&buffer).ok_or_else(nonsense);
+        }
+        size = size.saturating_mul(2);
+    }
+}
+
+/// From a row of `struct dm_name_list`: a number (0 when there is no device at all), the distance to the
+/// next (0 at the last), and the name.
+fn names(buffer: &[u8]) -> Option<Vec<String>> {
+    let mut at = usize::try_from(word(buffer, 16)?).ok()?;
+    let mut names = Vec::new();
+    loop {
+        let number = buffer.get(at..)?.first_chunk().map(|b| u64::from_ne_bytes(*b))?;
+        if number == 0 {
+            return Some(names);
+        }
+        let next = usize::try_from(word(buffer, at.checked_add(8)?)?).ok()?;
+        names.push(text(buffer.get(at.checked_add(12)?..)?));
+        if next == 0 {
+            return Some(names);
+        }
+        at = at.checked_add(next)?;
+    }
+}
+
 /// Asks the driver about a device. `None` when it is not active.
 ///
 /// # Errors
 /// When there is no device-mapper, or the answer makes no sense.
 pub fn status(name: &str) -> io::Result<Option<DmStatus>> {
-    let control = File::options().read(true).write(true).open(CONTROL)?;
-    let mut buffer = request(name)?;
-    match call(&control, TABLE_STATUS, &mut buffer) {
-        Ok(()) => parse(&buffer).map(Some).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("status of device {name} makes no sense"),
-            )
-        }),
-        Err(rustix::io::Errno::NXIO) => Ok(None),
-        Err(e) => Err(e.into()),
-    }
+    let Some(answer) = look(&control()?, name)? else { return Ok(None) };
+    let makes_no_sense = || {
+        let sentence = format!("status of device {name} makes no sense");
+        io::Error::new(io::ErrorKind::InvalidData, sentence)
+    };
+    parse(&answer).map(Some).ok_or_else(makes_no_sense)
 }
 
 /// Removes a device that never had a table in force, and that nobody has open: what a program leaves that
@@ -65,15 +135,10 @@ pub fn status(name: &str) -> io::Result<Option<DmStatus>> {
 /// # Errors
 /// When there is no device-mapper, or the device is still there.
 pub fn remove_unfinished(name: &str) -> io::Result<bool> {
-    let control = File::options().read(true).write(true).open(CONTROL)?;
-    let mut buffer = request(name)?;
-    match call(&control, TABLE_STATUS, &mut buffer) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::NXIO) => return Ok(false),
-        Err(e) => return Err(e.into()),
-    }
-    let word = |at: usize| buffer.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b));
-    let unfinished = word(28).is_some_and(|flags| flags & FLAG_ACTIVE == 0) && word(24) == Some(0);
+    let control = control()?;
+    let Some(answer) = look(&control, name)? else { return Ok(false) };
+    let unfinished = flags(&answer).is_some_and(|flags| flags & FLAG_ACTIVE == 0)
+        && word(&answer, 24) == Some(0);
     if !unfinished {
         return Ok(false);
     }
@@ -81,11 +146,82 @@ pub fn remove_unfinished(name: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-/// One call of the driver. `buffer` is as [`request`] makes it, and has the answer then.
-fn call(control: &File, command: u8, buffer: &mut Vec<u8>) -> rustix::io::Result<()> {
-    debug_assert_eq!(buffer.len(), BUFFER);
+/// Removes a device that nobody has open. Whether it is gone.
+///
+/// # Errors
+/// When there is no device-mapper, or it cannot be removed for another reason.
+pub fn remove_idle(name: &str) -> io::Result<bool> {
+    match call(&control()?, DEV_REMOVE, &mut request(name)?) {
+        Ok(()) | Err(rustix::io::Errno::NXIO) => Ok(true),
+        Err(rustix::io::Errno::BUSY) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Drops the table of a device that was loaded and never put in force. Whether there was one.
+///
+/// # Errors
+/// When there is no device-mapper, or the table is still there.
+pub fn clear_table(name: &str) -> io::Result<bool> {
+    let control = control()?;
+    let Some(answer) = look(&control, name)? else { return Ok(false) };
+    if flags(&answer).is_none_or(|flags| flags & FLAG_INACTIVE == 0) {
+        return Ok(false);
+    }
+    call(&control, TABLE_CLEAR, &mut request(name)?)?;
+    Ok(true)
+}
+
+/// Deletes a thin device that is not active from its pool
+/// (Documentation/admin-guide/device-mapper/thin-provisioning.rst). Whether there was one.
+///
+/// # Errors
+/// When it is still there.
+pub fn delete_thin(pool: &str, number: u64) -> io::Result<bool> {
+    let control = control()?;
+    let mut buffer = request(pool)?;
+    // `struct dm_target_msg`: a sector (0, of the only target), and the message.
+    let message = format!("delete {number}");
+    let room = buffer.get_mut(HEADER.saturating_add(8)..).and_then(|b| b.get_mut(..message.len()));
+    room.ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(message.as_bytes());
+    match call(&control, TARGET_MESSAGE, &mut buffer) {
+        Ok(()) => Ok(true),
+        // The pool has no such device; the pool is not active.
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::NXIO) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn control() -> io::Result<File> {
+    File::options().read(true).write(true).open(CONTROL)
+}
+
+/// The driver's answer about a device. `None` when there is none.
+fn look(control: &File, name: &str) -> io::Result<Option<Vec<u8>>> {
+    let mut buffer = request(name)?;
+    match call(control, TABLE_STATUS, &mut buffer) {
+        Ok(()) => Ok(Some(buffer)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn flags(answer: &[u8]) -> Option<u32> {
+    word(answer, 28)
+}
+
+fn word(answer: &[u8], at: usize) -> Option<u32> {
+    answer.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
+}
+
+/// One call of the driver. `buffer` is as [`request_of`] makes it, and has the answer then.
+fn call(control: &File, command: u8, buffer: &mut [u8]) -> rustix::io::Result<()> {
+    if word(buffer, 12) != u32::try_from(buffer.len()).ok() {
+        return Err(rustix::io::Errno::INVAL);
+    }
     // SAFETY: `Call` passes a pointer to `buffer`, which outlives the call. The kernel reads
-    // `data_size` (BUFFER, its full length) from the header and never reads or writes beyond it.
+    // `data_size` from the header and never reads or writes beyond it, and that is the buffer's length,
+    // as was just made sure.
     unsafe { ioctl::ioctl(control, Call { command, buffer }) }
 }
 
@@ -115,8 +251,12 @@ unsafe impl Ioctl for Call<'_> {
 }
 
 fn request(name: &str) -> io::Result<Vec<u8>> {
+    request_of(name, BUFFER)
+}
+
+fn request_of(name: &str, size: usize) -> io::Result<Vec<u8>> {
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "a device name is too long");
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; size];
     let mut put = |at: usize, bytes: &[u8]| -> io::Result<()> {
         let room = buffer.get_mut(at..).and_then(|rest| rest.get_mut(..bytes.len()));
         room.ok_or_else(invalid)?.copy_from_slice(bytes);
@@ -125,7 +265,7 @@ fn request(name: &str) -> io::Result<Vec<u8>> {
     for (at, word) in [0, 4, 8].into_iter().zip(VERSION) {
         put(at, &word.to_ne_bytes())?;
     }
-    put(12, &u32::try_from(BUFFER).unwrap_or(u32::MAX).to_ne_bytes())?;
+    put(12, &u32::try_from(size).map_err(|_| invalid())?.to_ne_bytes())?;
     put(16, &u32::try_from(HEADER).unwrap_or(u32::MAX).to_ne_bytes())?;
     put(28, &FLAG_NO_FLUSH.to_ne_bytes())?;
     if name.len() >= 128 {
@@ -136,8 +276,8 @@ fn request(name: &str) -> io::Result<Vec<u8>> {
 }
 
 pub(crate) fn parse(buffer: &[u8]) -> Option<DmStatus> {
-    let word = |at: usize| buffer.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b));
-    if word(28)? & FLAG_BUFFER_FULL != 0 {
+    let word = |at: usize| word(buffer, at);
+    if flags(buffer)? & FLAG_BUFFER_FULL != 0 {
         return None;
     }
     let start = usize::try_from(word(16)?).ok()?;

@@ -8,7 +8,8 @@ use std::path::Path;
 use super::block::{self, Disk};
 use super::copy::{Copied, Copier};
 use super::dm::{self, DmDevice};
-use super::dm_status::{self, DmStatus};
+use super::dm_status::{self, DmStatus, Layer};
+use super::dm_undo::{self, Halves};
 use super::invocation::Invocation;
 use super::mount::{self, MountCall};
 use super::mountinfo::MountTable;
@@ -17,6 +18,7 @@ use super::{FilesystemUsage, Host, PathKind, Usage, wipe};
 use crate::error::Result;
 use crate::lvm::tag::{FsType, Wipe};
 use crate::metrics::ProgramMetrics;
+use crate::names::{LvmUuid, VgName};
 use crate::units::Bytes;
 
 /// The host that this process runs on.
@@ -133,6 +135,14 @@ impl Host for Linux {
 
     fn remove_unfinished_device(&self, dm_name: &str) -> io::Result<bool> {
         dm_status::remove_unfinished(dm_name)
+    }
+
+    fn layers(&self, vg: &LvmUuid) -> io::Result<Vec<Layer>> {
+        dm_status::layers(&vg.compact())
+    }
+
+    fn take_back(&self, vg: &VgName, halves: &Halves) -> io::Result<bool> {
+        dm_undo::take_back(vg, halves)
     }
 
     fn has_files(&self, device: &Path, fs: FsType) -> io::Result<Option<bool>> {

@@ -8,6 +8,7 @@ pub mod copy;
 pub mod cow_status;
 pub mod dm;
 pub mod dm_status;
+pub mod dm_undo;
 pub mod filesystem;
 pub mod invocation;
 mod linux;
@@ -27,11 +28,13 @@ use std::sync::Arc;
 use tokio::task::JoinError;
 
 use crate::lvm::tag::{FsType, Wipe};
+use crate::names::{LvmUuid, VgName};
 use crate::units::Bytes;
 use block::Disk;
 use copy::{Copied, Copier};
 use dm::DmDevice;
-use dm_status::DmStatus;
+use dm_status::{DmStatus, Layer};
+use dm_undo::Halves;
 use invocation::Invocation;
 pub use linux::Linux;
 use mount::MountCall;
@@ -196,6 +199,19 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// # Errors
     /// When it is still there.
     fn remove_unfinished_device(&self, dm_name: &str) -> io::Result<bool>;
+
+    /// All devices of a VG's LVs and of their parts, also of those that are hidden.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn layers(&self, vg: &LvmUuid) -> io::Result<Vec<Layer>>;
+
+    /// Takes back at device-mapper what an LVM command that was killed had begun there. `false`: another
+    /// command is at work in the VG, and nothing was done.
+    ///
+    /// # Errors
+    /// When something half done is still there.
+    fn take_back(&self, vg: &VgName, halves: &Halves) -> io::Result<bool>;
 
     /// Whether the filesystem of a device has any file but what mkfs puts there (`lost+found`). Its log
     /// is replayed. It is mounted at no place, and by nobody once this has an answer. `None`: there is no

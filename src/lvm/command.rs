@@ -173,6 +173,11 @@ pub enum Change {
         /// Which LV.
         lv: LvName,
     },
+    /// Gives the kernel what the metadata says of an active LV, and lets it go on when it was held.
+    Refresh {
+        /// Which LV.
+        lv: LvName,
+    },
     /// Makes two LVs a thin pool that zeroes its blocks and fails writes when it is full.
     ConvertToPool {
         /// The LV that becomes its data, and whose name it gets.
@@ -226,6 +231,7 @@ impl Change {
             | Self::Retag { lv, .. }
             | Self::Activate { lv }
             | Self::ActivateDegraded { lv }
+            | Self::Refresh { lv }
             | Self::ConvertToPool { lv, .. }
             | Self::Tag { lv, .. }
             | Self::CreatePool { lv, .. } => Some(lv),
@@ -351,13 +357,11 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
             .each("--deltag", del)
             .select(target, uuid)
             .change(),
-        Change::Activate { lv } => Args::on(target, "lvchange", Log::Json)
-            .with(&["--activate", "y", "--ignoreactivationskip", &full(lv)])
-            .change(),
-        Change::ActivateDegraded { lv } => Args::on(target, "lvchange", Log::Json)
-            .with(&["--activate", "y", "--ignoreactivationskip", "--activationmode", "partial"])
-            .with(&[&full(lv)])
-            .change(),
+        Change::Activate { lv } => to_kernel(target, lv, &ACTIVATE),
+        Change::ActivateDegraded { lv } => {
+            to_kernel(target, lv, &[&ACTIVATE[..], &["--activationmode", "partial"]].concat())
+        }
+        Change::Refresh { lv } => to_kernel(target, lv, &["--refresh"]),
         Change::ConvertToPool { lv, metadata, chunk_size } => {
             pool_command::convert(target, lv, metadata, *chunk_size)
         }
@@ -375,6 +379,14 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
                 .change()
         }
     }
+}
+
+const ACTIVATE: [&str; 3] = ["--activate", "y", "--ignoreactivationskip"];
+
+/// Gives the kernel something of an LV; the metadata stays as it is.
+fn to_kernel(target: &Target, lv: &LvName, options: &[&str]) -> Invocation {
+    let full = format!("{}/{lv}", target.vg);
+    Args::on(target, "lvchange", Log::Json).with(options).with(&[&full]).change()
 }
 
 pub(super) fn create(
@@ -503,6 +515,7 @@ mod tests {
             },
             Change::Activate { lv: lv("pvc-1") },
             Change::ActivateDegraded { lv: lv("pvc-1") },
+            Change::Refresh { lv: lv("pvc-1") },
             Change::ConvertToPool {
                 lv: lv("pool0"),
                 metadata: lv("pool0").pool_metadata(),

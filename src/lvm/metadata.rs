@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::layout::{RaidLevel, ThickLayout};
-use super::pool_parts::pool_parts;
+use super::pool_parts::{pool_parts, queued_in_pools};
 use super::state::{Area, Lv, LvLayout, Pv, VgState};
 use super::tag::Tags;
 use super::text::{self, Section, Value};
@@ -222,6 +222,7 @@ fn visible_lvs(
         .filter_map(|s| Some((s.value("cow_store").and_then(Value::as_text)?, s)))
         .collect();
     let parts = raid_parts(section);
+    let queued = queued_in_pools(section);
     let mut lvs = BTreeMap::new();
     for (name, lv) in &section.sections {
         let Some(first) = segments(lv).next() else {
@@ -255,6 +256,7 @@ fn visible_lvs(
             layout = cow_layout(snapshot, size)?;
             size = extent_size.size_of(Extents::new(unsigned(snapshot, "extent_count")?));
         }
+        let queued = queued.contains(name.as_str());
         let name = LvName::parse(name).or_else(|e| bad(e.to_string()))?;
         let state = Lv {
             name: name.clone(),
@@ -267,6 +269,7 @@ fn visible_lvs(
             areas,
             legs,
             parts: pool,
+            queued,
         };
         lvs.insert(name, state);
     }

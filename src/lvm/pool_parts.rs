@@ -1,6 +1,7 @@
-//! What a thin pool is made of, as LVM writes it on its disks: the hidden LVs of its data and metadata.
+//! What a thin pool is made of, as LVM writes it on its disks: the hidden LVs of its data and metadata, and
+//! what the pool is still to be told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::layout::RaidLevel;
 use super::metadata::{
@@ -67,5 +68,41 @@ fn pool_part(
         areas: areas.get(name).cloned().unwrap_or_default(),
         legs,
         parts: vec![],
+        queued: false,
     })
+}
+
+/// The thin LVs that LVM is making: it writes a message to the pool into the metadata, sends it, and
+/// takes it out again. One that is still there was perhaps never sent.
+pub(super) fn queued_in_pools(section: &Section) -> BTreeSet<&str> {
+    let pools = section.sections.iter().flat_map(|(_, lv)| segments(lv));
+    let messages = pools
+        .filter(|segment| kind_of(segment) == "thin-pool")
+        .flat_map(|pool| &pool.sections)
+        .filter(|(name, _)| name.starts_with("message"));
+    messages.filter_map(|(_, message)| message.value("create")?.as_text()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::metadata::parse;
+
+    const VG0: &str = include_str!("../../tests/recordings/lvm-2.03.16/several.vg0.metadata");
+
+    #[test]
+    fn a_thin_lv_whose_making_was_cut_is_still_queued_in_its_pool() {
+        let queued = |text: &str| -> Vec<String> {
+            let vg = parse(text, &BTreeMap::new()).unwrap();
+            vg.lvs.values().filter(|lv| lv.queued).map(|lv| lv.name.to_string()).collect()
+        };
+        assert!(queued(VG0).is_empty());
+        // As LVM 2.03.16 left it when it was killed.
+        let message = "metadata = \"pool0_tmeta\"\nmessage1 {\ncreate = \"snap-1\"\n}\nmessage2 {\ndelete = 7\n}\n";
+        let cut = VG0.replacen("metadata = \"pool0_tmeta\"\n", message, 1);
+        assert_eq!(queued(&cut), ["snap-1"]);
+        let vg = parse(&cut, &BTreeMap::new()).unwrap();
+        assert!(vg.lvs.values().any(|lv| lv.is_cut_thin() && lv.is_unfinished()));
+    }
 }

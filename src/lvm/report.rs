@@ -305,6 +305,7 @@ fn lvs(part: &Part) -> Result<BTreeMap<LvName, Lv>, ReportError> {
             areas,
             legs,
             parts,
+            queued: false,
         };
         lvs.insert(name, lv);
     }
@@ -371,6 +372,7 @@ fn pool_parts(
                 writable: row.text("lv_attr").as_bytes().get(1) != Some(&b'r'),
                 areas,
                 parts: vec![],
+                queued: false,
             });
         }
     }

@@ -72,6 +72,9 @@ pub struct Lv {
     pub legs: Vec<Vec<LvmUuid>>,
     /// Of a thin pool: the hidden LVs of its data and of its metadata. Empty for any other.
     pub parts: Vec<Self>,
+    /// Of a thin LV: whether its pool has not been told of it for sure, since LVM was cut when it made
+    /// it. Only the disks tell: LVM's report has no word for it.
+    pub queued: bool,
 }
 
 /// A run of extents of one PV.
@@ -276,6 +279,15 @@ impl Lv {
         CsiName::parse(&format!("snapshot-{rest}")).ok()
     }
 
+    /// Whether LVM was cut when it made this thin LV of ours, so that nobody ever had it and its pool
+    /// may not know it.
+    #[must_use]
+    pub fn is_cut_thin(&self) -> bool {
+        let image = self.tags.is_ours() && self.tags.kind == Some(Kind::Image);
+        let unused = self.is_volume() && self.tags.pending.is_some();
+        self.queued && (image || self.is_snapshot() || unused)
+    }
+
     /// Whether making it is not finished: it was to be born larger than it is, its content is not
     /// all there, or it was cut. A thick snapshot begins, and may end, as a plain LV.
     #[must_use]
@@ -283,6 +295,7 @@ impl Lv {
         // A volume in use may look so while somebody replaces a disk of it: it is there all the same.
         let cut = matches!(self.layout, LvLayout::UnfinishedRaid(_));
         cut && self.tags.pending == Some(Pending::Fresh)
+            || self.is_cut_thin()
             || self.tags.born_bytes.is_some_and(|born| self.size < born)
             || self.tags.pending == Some(Pending::Copying)
             || self.tags.kind == Some(Kind::Snapshot) && self.thick().is_some()

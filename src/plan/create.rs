@@ -134,7 +134,7 @@ fn resume(
         // Never given to anybody: nothing of anybody's alone is in it.
         return Ok(Plan::Rest(remove::last(found)));
     }
-    if copy::is_lost(vg, found) {
+    if found.is_cut_thin() || copy::is_lost(vg, found) {
         return Ok(Plan::Rest(remove::last(found)));
     }
     if !same_layout(found, provisioning, request.class.layout) {

@@ -165,6 +165,7 @@ pub(crate) mod fixture {
             areas: vec![],
             legs: vec![],
             parts: vec![],
+            queued: false,
         };
         // A pool of LVM's own making lies on plain LVs.
         if let LvLayout::ThinPool { .. } = lv.layout {

@@ -67,8 +67,8 @@ fn to_trash(lv: &Lv) -> Change {
 
 /// What makes an LV of ours go that nothing depends on.
 pub(super) fn last(lv: &Lv) -> Vec<Change> {
-    // What bears the tag was never given to anybody: there is nothing in it to wipe.
-    let used = lv.tags.pending != Some(Pending::Fresh);
+    // What bears the tag, or was cut, was never given to anybody: there is nothing in it to wipe.
+    let used = lv.tags.pending != Some(Pending::Fresh) && !lv.is_cut_thin();
     if lv.tags.wipe.is_none() || !used {
         return vec![Change::Remove { lv: lv.name.clone(), uuid: lv.uuid.clone() }];
     }

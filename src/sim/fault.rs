@@ -9,6 +9,8 @@ pub enum Mode {
     FailAfter,
     /// It happened, and whether it did is not told.
     Lose,
+    /// Of a change by LVM: it is killed in its midst. Of all else: it happened, but fails.
+    Cut,
     /// The agent dies right before it.
     KillBefore,
     /// The agent dies right after it.
@@ -26,13 +28,13 @@ pub struct Fault {
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Fail, Self::FailAfter, Self::Lose, Self::KillBefore, Self::KillAfter];
+    pub const ALL: [Self; 6] =
+        [Self::Fail, Self::FailAfter, Self::Lose, Self::Cut, Self::KillBefore, Self::KillAfter];
 
     /// Whether the effect takes place.
     #[must_use]
     pub const fn happens(self) -> bool {
-        matches!(self, Self::FailAfter | Self::Lose | Self::KillAfter)
+        matches!(self, Self::FailAfter | Self::Lose | Self::Cut | Self::KillAfter)
     }
 
     /// Whether the agent is dead from then on.

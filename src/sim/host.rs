@@ -11,11 +11,12 @@ use tokio::task::JoinError;
 use super::fault::{Fault, Mode};
 use super::random::Random;
 use super::world::{Holds, MAJOR, World};
-use super::{lvm, print, programs};
+use super::{cut, lvm, print, programs};
 use crate::host::block::Disk;
 use crate::host::copy::{Copied, Copier};
 use crate::host::dm::DmDevice;
-use crate::host::dm_status::DmStatus;
+use crate::host::dm_status::{DmStatus, Layer};
+use crate::host::dm_undo::Halves;
 use crate::host::invocation::{Invocation, Program};
 use crate::host::luks::COPY_AT;
 use crate::host::mount::MountCall;
@@ -23,6 +24,7 @@ use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::runner::{Completed, Exit, RunError};
 use crate::host::{FilesystemUsage, Host, PathKind, Usage, superblock};
 use crate::lvm::tag::{FsType, Wipe};
+use crate::names::{LvmUuid, VgName};
 use crate::units::Bytes;
 
 /// What a call takes at most, where calls take their time.
@@ -226,12 +228,17 @@ impl Host for SimHost {
         match self.pass(call.to_string()) {
             Pass::Dead => Err(dead()),
             Pass::Free => Ok(self.execute(call)),
+            Pass::Strike(Mode::Cut) if call.program == Program::Lvm => {
+                cut::run(&mut self.world(), &call.args);
+                let (stdout, stderr) = (String::new(), String::new());
+                Ok(Completed { exit: Exit::Signal(9), stdout, stderr })
+            }
             Pass::Strike(mode) => {
                 if mode.happens() {
                     self.execute(call);
                 }
                 match mode {
-                    Mode::Fail | Mode::FailAfter => Ok(Completed {
+                    Mode::Fail | Mode::FailAfter | Mode::Cut => Ok(Completed {
                         exit: Exit::Code(5),
                         stdout: String::new(),
                         stderr: "injected fault".to_owned(),
@@ -425,6 +432,22 @@ impl Host for SimHost {
     fn remove_unfinished_device(&self, _: &str) -> io::Result<bool> {
         // What is simulated is there as a whole or not at all.
         self.alive().map(|()| false)
+    }
+
+    fn layers(&self, vg: &LvmUuid) -> io::Result<Vec<Layer>> {
+        self.alive()?;
+        Ok(self.world().layers(vg))
+    }
+
+    fn take_back(&self, vg: &VgName, halves: &Halves) -> io::Result<bool> {
+        self.alive()?;
+        if !self.world().has_half(halves) {
+            return Ok(true);
+        }
+        self.effect(format!("take back in {vg}"), |world| {
+            world.take_back(halves);
+            Ok(true)
+        })
     }
 
     fn has_files(&self, device: &Path, _: FsType) -> io::Result<Option<bool>> {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::cow;
+use super::cut;
 use super::pool::SimPool;
 use super::pool_parts;
 use super::print;
@@ -16,7 +17,8 @@ use crate::names::{LvName, LvmUuid, VgName, dm_name};
 use crate::units::{Bytes, Extents};
 
 /// Options that stand alone; all others have a value.
-const FLAGS: [&str; 6] = [
+const FLAGS: [&str; 7] = [
+    "--refresh",
     "--splitsnapshot",
     "--yes",
     "--snapshot",
@@ -181,6 +183,7 @@ fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         areas: vec![],
         legs: vec![],
         parts: vec![],
+        queued: false,
     };
     let mut content = Content::default();
     let mut activate = true;
@@ -216,6 +219,7 @@ fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     } else {
         thick(vg, parsed, &mut lv)?;
     }
+    cut::check_pool(world, vg_name, &lv)?;
     if let Some(vg) = world.vg_mut(vg_name) {
         vg.state.lvs.insert(name.clone(), lv);
     }
@@ -441,7 +445,9 @@ fn remove(world: &mut World, vg_name: &str, lv: &Lv) -> Outcome {
             lv.name
         ));
     }
+    cut::check_pool(world, vg_name, lv)?;
     world.active.remove(&name);
+    world.held.remove(&name);
     // What was written stays in the extents.
     world.contents.remove(&lv.uuid);
     cow::forget(world, &lv.uuid);
@@ -504,10 +510,18 @@ fn lvconvert(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
 
 fn lvchange(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     let (vg_name, lv) = parsed.target();
+    if parsed.get("--refresh").is_some() {
+        let Some(lv) = lv.and_then(|lv| LvName::parse(lv).ok()) else { return refuse("no name") };
+        world.release_held(vg_name, &lv);
+        return Ok(());
+    }
     if parsed.get("--activate").is_some() {
         let Some(lv) = lv.and_then(|lv| LvName::parse(lv).ok()) else { return refuse("no name") };
         if world.vg(vg_name).is_none_or(|vg| !vg.lvs.contains_key(&lv)) {
             return refuse("Failed to find logical volume");
+        }
+        if world.vg(vg_name).and_then(|vg| vg.lvs.get(&lv)).is_some_and(|lv| lv.queued) {
+            return refuse("device-mapper: reload ioctl on failed: No data available");
         }
         let partial = parsed.get("--activationmode") == Some("partial");
         let lacks = world.vg_mut(vg_name).is_some_and(|vg| {

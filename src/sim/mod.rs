@@ -12,6 +12,7 @@
 
 mod cow;
 mod crypt;
+mod cut;
 mod extents;
 mod fault;
 mod host;

@@ -81,6 +81,7 @@ pub(super) fn plain(pool: &Lv, data: Vec<Area>, metadata: (Bytes, Vec<Area>)) ->
             areas,
             legs: vec![],
             parts: vec![],
+            queued: false,
         }
     };
     vec![part("tdata", pool.size, data), part("tmeta", metadata.0, metadata.1)]
@@ -175,6 +176,7 @@ pub(super) fn convert(
         areas: vec![],
         legs: vec![],
         parts,
+        queued: false,
     };
     vg.state.lvs.insert(lv.clone(), pool);
     vg.hidden.insert(lv.clone(), spare);

@@ -8,7 +8,7 @@ use super::pool_parts::hidden;
 use super::world::{Holds, SimVg, World};
 use crate::lvm::label::crc;
 use crate::lvm::layout::ThickLayout;
-use crate::lvm::state::{Lv, LvLayout};
+use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::names::LvmUuid;
 
 const AREA_AT: u64 = 4096;
@@ -218,7 +218,7 @@ fn list<'a>(items: impl IntoIterator<Item = &'a str>) -> String {
     format!("[{}]", quoted.join(", "))
 }
 
-fn metadata(state: &crate::lvm::state::VgState, vg: &SimVg) -> String {
+fn metadata(state: &VgState, vg: &SimVg) -> String {
     let mut out = String::new();
     let names: Vec<(&LvmUuid, String)> =
         state.pvs.keys().enumerate().map(|(i, uuid)| (uuid, format!("pv{i}"))).collect();
@@ -237,12 +237,12 @@ fn metadata(state: &crate::lvm::state::VgState, vg: &SimVg) -> String {
         }
         writeln!(out, "}}\nlogical_volumes {{")?;
         for (i, lv) in state.lvs.values().enumerate() {
-            lv_text(&mut out, state.extent_size, lv, true, &pv_name)?;
+            lv_text(&mut out, state, lv, true, &pv_name)?;
             cow_text(&mut out, state.extent_size, lv, i)?;
         }
         for it in hidden(vg) {
             if let Some(part) = it.lv {
-                lv_text(&mut out, state.extent_size, part, false, &pv_name)?;
+                lv_text(&mut out, state, part, false, &pv_name)?;
                 continue;
             }
             let (name, uuid) = (&it.name, &it.uuid);
@@ -300,7 +300,7 @@ fn cow_text(
 
 fn lv_text(
     out: &mut String,
-    extent: crate::units::ExtentSize,
+    state: &VgState,
     lv: &Lv,
     visible: bool,
     pv_name: &dyn Fn(&LvmUuid) -> String,
@@ -314,7 +314,7 @@ fn lv_text(
     let tags = lv.tags.print();
     writeln!(out, "tags = {}", list(tags.iter().map(String::as_str)))?;
     writeln!(out, "creation_time = {}", lv.created_unix)?;
-    let count = extent.extents_ceil(lv.size).get();
+    let count = state.extent_size.extents_ceil(lv.size).get();
     let open = format!("segment1 {{\nstart_extent = 0\nextent_count = {count}");
     match &lv.layout {
         LvLayout::Raid(layout) => raid_text(out, &open, lv, layout)?,
@@ -356,7 +356,12 @@ fn lv_text(
                 lv.name
             )?;
             writeln!(out, "transaction_id = 1\nchunk_size = {}", chunk_size.get() / 512)?;
-            writeln!(out, "zero_new_blocks = {}\n}}", u8::from(*zero))?;
+            writeln!(out, "zero_new_blocks = {}", u8::from(*zero))?;
+            let queued = |thin: &&Lv| thin.queued && thin.pool() == Some(&lv.name);
+            for (i, thin) in state.lvs.values().filter(queued).enumerate() {
+                writeln!(out, "message{i} {{\ncreate = \"{}\"\n}}", thin.name)?;
+            }
+            writeln!(out, "}}")?;
         }
         LvLayout::Thin { pool, device_id, origin } => {
             writeln!(

@@ -26,6 +26,10 @@ pub struct World {
     pub(super) vgs: BTreeMap<LvmUuid, SimVg>,
     /// Active devices: minor by name.
     pub(super) active: BTreeMap<String, u32>,
+    /// Those that are suspended: an LVM command was killed while it held them.
+    pub(super) held: BTreeSet<String>,
+    /// Thin devices that a pool has and LVM has not noted: the pool's device and their number.
+    pub(super) half_made: BTreeSet<(String, u64)>,
     /// Decrypted devices, by name.
     pub(super) mappings: BTreeMap<String, Mapping>,
     pub(super) contents: BTreeMap<LvmUuid, Content>,
@@ -247,6 +251,10 @@ impl World {
     }
 
     pub(super) fn content_mut(&mut self, node: &Path) -> Option<&mut Content> {
+        // Who reads or writes there would wait for ever.
+        if self.held.iter().any(|name| Path::new("/dev/mapper").join(name) == node) {
+            return None;
+        }
         let uuid = self.lv_at(node)?.1.uuid.clone();
         Some(self.contents.entry(uuid).or_default())
     }
@@ -308,6 +316,7 @@ impl World {
     /// The host starts anew: nothing is active or mounted.
     pub fn reboot(&mut self) {
         self.active.clear();
+        self.held.clear();
         self.mappings.clear();
         self.mounts.clear();
     }
@@ -447,6 +456,8 @@ impl World {
                 ));
             }
         }
+        lines.extend(self.held.iter().map(|name| format!("{name} is held")));
+        lines.extend(self.half_made.iter().map(|(pool, thin)| format!("{pool} has {thin} half")));
         lines.extend(self.mounted().iter().map(|m| format!("{m:?}")));
         lines.extend(self.paths.iter().map(|(path, kind)| format!("{} {kind:?}", path.display())));
         lines.join("\n")

@@ -180,7 +180,7 @@ impl Author {
         let count = if concurrent { 2 + random.below(3) } else { 1 };
         let fault = random.chance(50).then(|| Fault {
             at: [0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 6][random.below(12) as usize],
-            mode: Mode::ALL[random.below(5) as usize],
+            mode: Mode::ALL[random.below(6) as usize],
         });
         let calls: Vec<_> = (0..count).map(|_| self.call(concurrent)).collect();
         // What happens to the whole machine happens alone.

@@ -111,7 +111,9 @@ const fn known(change: &Change, class: &VolumeClass, fs: FsType) {
         | Change::Tag { .. }
         // pools, pool_parts: nobody asks for these, and a pool is looked at again and again.
         | Change::ExtendMetadata { .. }
-        | Change::ActivateDegraded { .. } => {}
+        | Change::ActivateDegraded { .. }
+        // Every sweep: LVM is cut in the midst of each of the above.
+        | Change::Refresh { .. } => {}
     }
     let VolumeClass { backend: _, provisioning: _, layout, wipe, luks: _ } = class;
     match layout {

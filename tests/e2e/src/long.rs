@@ -22,6 +22,12 @@ pub fn time(short: Duration) -> Duration {
     told.map_or(short, Duration::from_secs)
 }
 
+/// Whether a test was told to go on for longer than its own short time.
+#[must_use]
+pub fn is_long() -> bool {
+    std::env::var_os(TIME).is_some()
+}
+
 /// The end of a test that goes on for [`time`] from now.
 #[must_use]
 pub fn end(short: Duration) -> Instant {

@@ -27,11 +27,12 @@ enum Probe {
 }
 
 /// What is looked for, and the package that has it.
-const NEEDED: [(Probe, &str); 30] = [
+const NEEDED: [(Probe, &str); 31] = [
     (Probe::Program("linux.uml"), "user-mode-linux"),
     (Probe::UmlModules, "user-mode-linux"),
     (Probe::Program("lvm"), "lvm2"),
     (Probe::Program("dmsetup"), "dmsetup"),
+    (Probe::Program("strace"), "strace"),
     (Probe::Program("thin_check"), "thin-provisioning-tools"),
     (Probe::Program("udevadm"), "udev"),
     (Probe::Files(&["/lib/systemd/systemd-udevd", "/usr/lib/systemd/systemd-udevd"]), "udev"),

@@ -29,6 +29,8 @@ crash) kill -SEGV $$ ;;
 silent) exit 0 ;;
 rubbish) printf '\377\376{"log": [{"'; exit 0 ;;
 half) "$real" "$@" | head -c 200; exit 0 ;;
+trace) exec strace -f -qq -o /run/weather/trace -e trace=ioctl "$real" "$@" ;;
+cut-*) exec strace -f -qq -o /dev/null -e inject=ioctl:signal=KILL:when="${how#cut-}" "$real" "$@" ;;
 hang) until [ -e /run/weather/go ]; do sleep 0.2; done; exec "$real" "$@" ;;
 esac
 "#;
@@ -49,7 +51,7 @@ const WAYS: [&str; 11] = [
 ];
 
 /// Puts the wrapper in LVM's place.
-fn wrap(machine: &Machine) -> Result<()> {
+pub(super) fn wrap(machine: &Machine) -> Result<()> {
     let script = format!(
         "mkdir -p /run/weather/real
          lvm=$(readlink -f /usr/sbin/lvm)
@@ -62,7 +64,7 @@ fn wrap(machine: &Machine) -> Result<()> {
     machine.sh(&script).map(drop)
 }
 
-fn spoil(machine: &Machine, command: &str, how: &str) -> Result<()> {
+pub(super) fn spoil(machine: &Machine, command: &str, how: &str) -> Result<()> {
     machine.sh(&format!("echo {command} {how} >/run/weather/next")).map(drop)
 }
 

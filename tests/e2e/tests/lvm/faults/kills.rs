@@ -22,31 +22,12 @@ const CUTS: usize = 10;
 const PATIENCE: Duration = Duration::from_mins(4);
 
 /// Repeats a call as the sidecars do: until it is answered for good.
-fn insist<T>(what: &str, call: impl FnMut() -> Result<T, Status>) -> Result<T> {
-    repeat(what, is_open, call)
-}
-
-/// Repeats a call as the kubelet does: whatever it is told.
-fn persist<T>(what: &str, call: impl FnMut() -> Result<T, Status>) -> Result<T> {
-    let told = |status: &Status| {
-        if !is_open(status) {
-            println!("{what}: {status:?}");
-        }
-        true
-    };
-    repeat(what, told, call)
-}
-
-fn repeat<T>(
-    what: &str,
-    again: impl Fn(&Status) -> bool,
-    mut call: impl FnMut() -> Result<T, Status>,
-) -> Result<T> {
+fn insist<T>(what: &str, mut call: impl FnMut() -> Result<T, Status>) -> Result<T> {
     let start = Instant::now();
     loop {
         match call() {
             Ok(answer) => return Ok(answer),
-            Err(status) if again(&status) && start.elapsed() < PATIENCE => {
+            Err(status) if is_open(&status) && start.elapsed() < PATIENCE => {
                 thread::sleep(Duration::from_millis(100));
             }
             Err(status) => bail!("{what}: {status:?}"),
@@ -62,11 +43,11 @@ fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Result<()> {
     let [born, later, larger] = if thick { [64, 96, 128] } else { [320, 384, 448] };
     let create = |name: &str| insist("create", || Vol::create(csi, class, name, born * MIB));
     let attach = |v: &Vol| {
-        persist("stage", || v.stage()).and_then(|()| persist("publish", || v.publish(&v.pod)))
+        insist("stage", || v.stage()).and_then(|()| insist("publish", || v.publish(&v.pod)))
     };
     let detach = |v: &Vol| {
-        persist("unpublish", || v.unpublish(&v.pod))?;
-        persist("unstage", || v.unstage())
+        insist("unpublish", || v.unpublish(&v.pod))?;
+        insist("unstage", || v.unstage())
     };
     let v = create(name)?;
     attach(&v)?;

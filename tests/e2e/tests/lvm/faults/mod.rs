@@ -3,6 +3,7 @@
 
 mod bad_disks;
 mod broken_lvm;
+mod cut_lvm;
 mod damage;
 mod kills;
 mod lookalikes;

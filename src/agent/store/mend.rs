@@ -1,0 +1,173 @@
+//! What an LVM command leaves that is killed, and how the VG gets over it: devices that are held, so that
+//! whoever uses them waits for ever; tables that would come into force at the wrong time; thin LVs
+//! that their pool does not know. The next command mends none of it by itself, and some of it makes
+//! every next command fail.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
+use super::{Turn, Vg};
+use crate::agent::blocking::within;
+use crate::agent::device::KERNEL_TIMEOUT;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::host::dm_status::Layer;
+use crate::host::dm_undo::Halves;
+use crate::lvm::command::Change;
+use crate::lvm::state::{Lv, LvLayout, VgState};
+use crate::names::dm_name;
+
+/// How often what is held is made to go on. What holds another up goes first, whichever that is.
+const ROUNDS_MAX: usize = 4;
+
+/// What the names of parts go on with behind that of their LV (lvmraid(7), lvmthin(7)).
+const PARTS: [&str; 4] = ["_rimage_", "_rmeta_", "_tdata", "_tmeta"];
+/// Length of an LV's identifier without dashes.
+const ID: usize = 32;
+
+impl Vg {
+    /// Whether an LVM command may have been cut since this was last mended: at the agent's start, and
+    /// when one did not end well.
+    pub(super) fn may_be_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_cut(&self, cut: bool) {
+        self.cut.store(cut, Ordering::Relaxed);
+    }
+}
+
+impl<H: Host> Turn<'_, H> {
+    /// Mends what a command left that was cut, if one may have been.
+    ///
+    /// # Errors
+    /// When something is still not as it should be: nothing else may be changed then.
+    pub(super) async fn mend(&mut self) -> Result<()> {
+        if !self.vg.may_be_cut() {
+            return Ok(());
+        }
+        let state = self.refresh_though_partial().await?;
+        let mut held = Vec::new();
+        for _ in 0..ROUNDS_MAX {
+            let layers = self.layers(&state).await?;
+            if !self.take_back(&state, &layers).await? {
+                // It is at work still, or somebody else's: LVM waits for it, and this is done later.
+                return Ok(());
+            }
+            held = held_lvs(&state, layers.iter().filter(|layer| layer.suspended));
+            if held.is_empty() {
+                break;
+            }
+            self.let_go_on(&state, &held).await;
+        }
+        for lv in state.lvs.values().filter(|lv| lv.is_cut_thin()) {
+            tracing::warn!(vg = %state.name, lv = %lv.name, "LVM was cut when it made this: it is removed, and made anew when it is asked for again");
+            let change = Change::Remove { lv: lv.name.clone(), uuid: lv.uuid.clone() };
+            self.command(&change).await?;
+        }
+        // Whoever uses what is still held waits, but nothing else is in danger: it is tried again and again.
+        self.vg.set_cut(!held.is_empty());
+        Ok(())
+    }
+
+    /// Takes back what is half done. `false`: somebody is at work.
+    async fn take_back(&self, state: &VgState, layers: &[Layer]) -> Result<bool> {
+        let halves = Halves {
+            abandoned: abandoned(state, layers),
+            devices: layers.iter().map(|layer| layer.name.clone()).collect(),
+            thin: state.lvs.values().filter_map(|lv| half_made(state, lv)).collect(),
+        };
+        let name = state.name.clone();
+        let what = format!("device-mapper about volume group {name}");
+        let done = within(&self.store.host, KERNEL_TIMEOUT, &what, move |host| {
+            host.take_back(&name, &halves)
+        });
+        done.await?.map_err(|e| not_mended(state).because(e))
+    }
+
+    /// Has LVM resume what is held. One that fails may go on with the next.
+    async fn let_go_on(&self, state: &VgState, held: &[&Lv]) {
+        for lv in held {
+            tracing::error!(vg = %state.name, lv = %lv.name, "LVM was cut while it held this: whoever uses it waits; it is resumed");
+            if let Err(error) = self.command(&Change::Refresh { lv: lv.name.clone() }).await {
+                tracing::error!(vg = %state.name, lv = %lv.name, error = error.chain(), "cannot resume this; it is tried again");
+            }
+        }
+    }
+
+    async fn layers(&self, state: &VgState) -> Result<Vec<Layer>> {
+        let (uuid, what) = (state.uuid.clone(), format!("the devices of {}", state.name));
+        let found =
+            within(&self.store.host, KERNEL_TIMEOUT, &what, move |host| host.layers(&uuid)).await?;
+        found.map_err(|e| Error::host(format!("cannot look up {what}")).because(e))
+    }
+}
+
+/// A thin LV of ours that LVM was cut at: its pool's device and its number there.
+fn half_made(state: &VgState, lv: &Lv) -> Option<(String, u64)> {
+    let LvLayout::Thin { pool, device_id, .. } = &lv.layout else { return None };
+    let pool = dm_name(&state.name, pool).ok().filter(|_| lv.is_cut_thin())?;
+    Some((format!("{pool}-tpool"), *device_id))
+}
+
+/// Whether an LV is ours to see to: one of ours, or a pool that has such.
+fn is_ours(state: &VgState, lv: &Lv) -> bool {
+    let serves = || {
+        let mut thin = state.lvs.values().filter(|thin| thin.pool() == Some(&lv.name));
+        thin.any(|thin| thin.tags.is_ours())
+    };
+    lv.tags.is_ours() || serves()
+}
+
+/// Devices that nothing has a use for: parts of what is not active itself (LVM gives no LV a name that
+/// looks like a part's), and what lies under a thick snapshot or its volume where there is none.
+fn abandoned(state: &VgState, layers: &[Layer]) -> Vec<String> {
+    let active: BTreeSet<_> = layers.iter().filter_map(|layer| layer.lv.get(..ID)).collect();
+    let is_active = |lv: &Lv| active.contains(lv.uuid.compact().as_str());
+    let inactive = state.lvs.values().filter(|lv| is_ours(state, lv) && !is_active(lv));
+    let inactive: Vec<_> = inactive.filter_map(|lv| dm_name(&state.name, &lv.name).ok()).collect();
+    let is_part = |layer: &&Layer| {
+        let mut parts = inactive.iter().filter_map(|lv| layer.name.strip_prefix(lv.as_str()));
+        parts.any(|part| PARTS.iter().any(|kind| part.starts_with(kind)))
+    };
+    let is_useless = |layer: &&Layer| {
+        let (lv, suffix) = layer.lv.split_at_checked(ID).unwrap_or_default();
+        if !matches!(suffix, "-cow" | "-real") {
+            return false;
+        }
+        let lv = state.lvs.values().find(|it| it.tags.is_ours() && it.uuid.compact() == lv);
+        lv.is_some_and(|lv| match suffix {
+            "-cow" => lv.cow_origin().is_none(),
+            _ => state.cow_snapshots(&lv.name).next().is_none(),
+        })
+    };
+    let abandoned = layers.iter().filter(|layer| is_part(layer) || is_useless(layer));
+    abandoned.map(|layer| layer.name.clone()).collect()
+}
+
+/// The LVs that devices belong to, as far as they are ours to see to; pools last: each goes on with any
+/// of its volumes.
+fn held_lvs<'a, 'b>(state: &'a VgState, held: impl Iterator<Item = &'b Layer>) -> Vec<&'a Lv> {
+    let held: Vec<_> = held.collect();
+    let is_held = |lv: &Lv| {
+        let id = lv.uuid.compact();
+        held.iter().any(|layer| layer.lv.starts_with(&id))
+    };
+    // LVM holds a thick snapshot and its volume together, by the volume.
+    let snapshot = |lv: &Lv| state.cow_snapshots(&lv.name).any(is_held);
+    let mut lvs: Vec<_> = state
+        .lvs
+        .values()
+        .filter(|lv| is_held(lv) || lv.parts.iter().any(is_held) || snapshot(lv))
+        .filter(|lv| lv.cow_origin().is_none() && is_ours(state, lv))
+        .collect();
+    lvs.sort_by_key(|lv| matches!(lv.layout, LvLayout::ThinPool { .. }));
+    lvs
+}
+
+fn not_mended(state: &VgState) -> Error {
+    Error::unavailable(format!(
+        "an LVM command was killed while it changed volume group {0}, and what it left at device-mapper cannot be taken back: look at dmsetup info -c and dmesg; nothing is changed in {0} until it can",
+        state.name
+    ))
+}

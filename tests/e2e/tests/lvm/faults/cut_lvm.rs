@@ -1,0 +1,201 @@
+//! LVM is killed right before its calls that change device-mapper, at random ones in a short run and at each of them in a long one: the
+//! repeated call gets what was asked for, who uses a volume waits for nothing, and nothing is left.
+
+use anyhow::{Context, Result, ensure};
+use cinderblock_lab::driver::{Class, Csi, Machine, Source};
+use cinderblock_lab::long::{self, Random, figure};
+use tonic::Status;
+
+use super::broken_lvm::{spoil, wrap};
+use crate::support::{
+    GIB, MIB, THICK, THIN, VG, Vol, expect_nothing_left, filesystem, fill, pooled, started, sum,
+};
+
+/// Points that a short run cuts a command at, if it cuts that at all: one of two commands.
+const POINTS: usize = 1;
+/// What changes device-mapper.
+const CALLS: &str =
+    "DM_DEV_CREATE|DM_DEV_REMOVE|DM_DEV_RENAME|DM_DEV_SUSPEND|DM_TABLE_LOAD|DM_TARGET_MSG";
+const RAID: Class = Class { more: &[("layout", "raid1")], ..filesystem("thick", "ext4") };
+
+struct Cutter<'a> {
+    machine: &'a Machine,
+    random: Random,
+    /// Volumes in use all the time.
+    live: &'a [&'a Vol],
+    cuts: usize,
+}
+
+impl Cutter<'_> {
+    /// The numbers of those calls among all ioctls of the command that was traced last.
+    fn points(&mut self) -> Result<Vec<usize>> {
+        let trace = format!("grep -nE '{CALLS}' /run/weather/trace | cut -d: -f1");
+        let found = self.machine.sh(&trace)?;
+        let mut points: Vec<usize> =
+            found.lines().map(|line| line.trim().parse()).collect::<Result<_, _>>()?;
+        ensure!(!points.is_empty(), "it changes nothing at device-mapper");
+        while !long::is_long() && points.len() > POINTS {
+            let at = self.random.below(points.len().try_into()?);
+            points.remove(at.try_into()?);
+        }
+        Ok(points)
+    }
+
+    /// Nobody waits, and no table waits for its moment.
+    fn all_go_on(&self) -> Result<()> {
+        for v in self.live {
+            let beat = v.file("beat");
+            self.machine.sh(&format!(
+                "timeout 20 dd if=/dev/zero of={beat} bs=4k count=1 conv=fsync 2>/dev/null"
+            ))?;
+        }
+        let held = self.machine.sh("grep -l 1 /sys/block/dm-*/dm/suspended || true")?;
+        ensure!(held.is_empty(), "suspended: {held}");
+        let tables = self.machine.sh("dmsetup table --inactive | grep -v ': $' || true")?;
+        ensure!(tables.is_empty(), "loaded, and not in force: {tables}");
+        Ok(())
+    }
+
+    /// Traces the LVM command that a call runs, and cuts it at its points. `before` makes what the
+    /// call needs, and `after` takes away what it made.
+    fn cut<B, T>(
+        &mut self,
+        what: &str,
+        before: impl Fn() -> Result<B, Status>,
+        call: impl Fn(&B) -> Result<T, Status>,
+        after: impl Fn(B, T) -> Result<(), Status>,
+    ) -> Result<()> {
+        if !long::is_long() && self.random.below(2) == 0 {
+            return Ok(());
+        }
+        let command = what.split(' ').next().unwrap_or_default();
+        let there = before()?;
+        spoil(self.machine, command, "trace")?;
+        let done = call(&there).with_context(|| format!("{what}, traced"))?;
+        let points = self.points().with_context(|| what.to_owned())?;
+        after(there, done)?;
+        for at in points {
+            self.cut_at(command, at, (&before, &call, &after))
+                .with_context(|| format!("{what}, cut at ioctl {at}"))?;
+        }
+        Ok(())
+    }
+
+    fn cut_at<B, T>(
+        &mut self,
+        command: &str,
+        at: usize,
+        (before, call, after): (
+            impl Fn() -> Result<B, Status>,
+            impl Fn(&B) -> Result<T, Status>,
+            impl Fn(B, T) -> Result<(), Status>,
+        ),
+    ) -> Result<()> {
+        let there = before()?;
+        spoil(self.machine, command, &format!("cut-{at}"))?;
+        let first = call(&there);
+        self.machine.sh("test ! -e /run/weather/next").context("it was not run")?;
+        self.cuts += 1;
+        self.all_go_on()?;
+        let done = match first {
+            Ok(done) => done,
+            Err(status) => {
+                println!("{command} cut at {at}: {:?}: {}", status.code(), status.message());
+                call(&there).context("repeated")?
+            }
+        };
+        self.all_go_on().context("after the repeated call")?;
+        after(there, done).context("taking it away")
+    }
+
+    fn births(&mut self, csi: &Csi, thin: &Vol, thick: &Vol) -> Result<()> {
+        let delete = |(): (), v: Vol| v.delete();
+        for (what, class) in
+            [("lvcreate thin", THIN), ("lvcreate thick", THICK), ("lvcreate raid1", RAID)]
+        {
+            self.cut(what, || Ok(()), |()| Vol::create(csi, class, "pvc-x", 64 * MIB), delete)?;
+        }
+        let clone = |(): &()| Vol::from(csi, THIN, "pvc-x", 256 * MIB, Source::Volume(&thin.id));
+        self.cut("lvcreate clone", || Ok(()), clone, delete)?;
+        for (what, of) in [("lvcreate thin-snapshot", thin), ("lvcreate thick-snapshot", thick)] {
+            let take = |(): &()| csi.snapshot("snapshot-x", &of.id);
+            let delete = |(): (), taken: cinderblock_lab::driver::pb::Snapshot| {
+                csi.delete_snapshot(&taken.snapshot_id)
+            };
+            self.cut(what, || Ok(()), take, delete)?;
+        }
+        Ok(())
+    }
+
+    fn ends(&mut self, csi: &Csi, thin: &Vol, thick: &Vol) -> Result<()> {
+        for (what, class) in
+            [("lvremove thin", THIN), ("lvremove thick", THICK), ("lvremove raid1", RAID)]
+        {
+            let make = || Vol::create(csi, class, "pvc-x", 64 * MIB);
+            self.cut(what, make, Vol::delete, |_, ()| Ok(()))?;
+        }
+        for (what, of) in [("lvremove thin-snapshot", thin), ("lvremove thick-snapshot", thick)] {
+            let take = || Ok(csi.snapshot("snapshot-x", &of.id)?.snapshot_id);
+            self.cut(what, take, |id| csi.delete_snapshot(id), |_, ()| Ok(()))?;
+        }
+        Ok(())
+    }
+
+    fn growth(&mut self, csi: &Csi, live: &[&Vol]) -> Result<()> {
+        for v in live {
+            let size = std::cell::Cell::new(256 * MIB);
+            let larger = || {
+                size.set(size.get() + 8 * MIB);
+                Ok(())
+            };
+            let grow = |(): &()| csi.expand(&v.id, size.get());
+            let on_node = |(), _| csi.expand_on_node(&v.id, &v.pod).map(drop);
+            self.cut("lvextend", larger, grow, on_node)?;
+        }
+        Ok(())
+    }
+
+    fn activation(&mut self, csi: &Csi) -> Result<()> {
+        let machine = self.machine;
+        for (what, class) in [("lvchange thin", THIN), ("lvchange raid1", RAID)] {
+            let inactive = || {
+                let v = Vol::create(csi, class, "pvc-x", 64 * MIB)?;
+                let off = machine.sh(&format!("lvchange -q -q -an {VG}/{}", v.lv()));
+                off.map_err(|e| Status::internal(format!("{e:#}")))?;
+                Ok(v)
+            };
+            self.cut(what, inactive, Vol::stage, |v, ()| v.unstage().and_then(|()| v.delete()))?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn lvm_that_is_killed_in_its_midst_holds_nobody_up() -> Result<()> {
+    started("cut-lvm", &[2 * GIB, 2 * GIB], &pooled(2, "25%"), |machine| {
+        let csi = machine.driver.csi()?;
+        let thin = Vol::create(&csi, THIN, "pvc-thin", 256 * MIB)?;
+        let thick = Vol::create(&csi, THICK, "pvc-thick", 256 * MIB)?;
+        let mut written = Vec::new();
+        for v in [&thin, &thick] {
+            v.attach()?;
+            written.push(fill(machine, &v.file("data"), 4)?);
+        }
+        wrap(machine)?;
+        let live = [&thin, &thick];
+        let random = Random::seeded("cut-lvm");
+        let mut cutter = Cutter { machine, random, live: &live, cuts: 0 };
+        cutter.births(&csi, &thin, &thick)?;
+        cutter.ends(&csi, &thin, &thick)?;
+        cutter.growth(&csi, &live)?;
+        cutter.activation(&csi)?;
+        figure(&format!("LVM commands cut: {}", cutter.cuts));
+        ensure!(cutter.cuts > 0, "none was cut");
+        for (v, written) in live.iter().zip(written) {
+            ensure!(sum(machine, &v.file("data"), 4)? == written, "{}: other data", v.lv());
+            v.detach()?;
+            v.delete()?;
+        }
+        expect_nothing_left(machine)
+    })
+}
