@@ -45,6 +45,19 @@ pub fn parse(head: &[u8]) -> Option<Superblock> {
     btrfs(head.get(BTRFS_AT..)?).or_else(|| xfs(head)).or_else(|| ext4(head.get(EXT4_AT..)?))
 }
 
+/// Whether a filesystem was surely never in use, although it may not be whole: ext4 notes the time of its
+/// last mount for writing (`s_mtime`, linux/Documentation/filesystems/ext4), and XFS that mkfs is at it
+/// (`sb_inprogress`). The superblock of btrfs is written when all else is there.
+#[must_use]
+pub fn was_never_used(head: &[u8]) -> bool {
+    let found = parse(head).map(|superblock| superblock.fs);
+    match found {
+        Some(FsType::Ext4) => array(head, EXT4_AT + 44) == Some([0; 4]),
+        Some(FsType::Xfs) => array(head, 126) == Some([1]),
+        Some(FsType::Btrfs) | None => false,
+    }
+}
+
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }
@@ -196,6 +209,19 @@ mod tests {
         broken[100] ^= 1;
         assert!(btrfs_with_uuid(&broken, new).unwrap_err().contains("checksum"));
         assert!(btrfs_with_uuid(&before[..10], new).is_err());
+    }
+
+    #[test]
+    fn only_what_says_so_was_never_used() {
+        let head = |fs| print(&Superblock { fs, uuid: Uuid::from_u128(1), size: Bytes::gib(1) });
+        let with = |mut head: Vec<u8>, at: usize, byte| {
+            head[at] = byte;
+            was_never_used(&head)
+        };
+        assert!(was_never_used(&head(FsType::Ext4)));
+        assert!(!with(head(FsType::Ext4), EXT4_AT + 47, 0x65), "mounted in 2023");
+        assert!(with(head(FsType::Xfs), 126, 1) && !was_never_used(&head(FsType::Xfs)));
+        assert!(!was_never_used(&head(FsType::Btrfs)) && !was_never_used(&[]));
     }
 
     #[test]

@@ -186,9 +186,10 @@ impl<H: Host> Agent<H> {
         }
         Err(Error::failed_precondition(format!(
             "volume {} bears the tag cb.fresh, as if it had never been used, but it was encrypted before, and the Secret does not open it: nothing \
-             was formatted. If the Secret was changed, add what opened the volume before as previousPassphrase or previousMasterKey. If nobody ever \
-             used it, clear it with wipefs -a {}",
+             was formatted. If the Secret was changed, add what opened the volume before as previousPassphrase or previousMasterKey. If its header was \
+             damaged: {}. If nobody ever used it, clear it with wipefs -a {}",
             lv.name,
+            how_to_restore(crypt),
             device.node.display()
         )))
     }

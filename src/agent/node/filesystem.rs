@@ -115,14 +115,22 @@ impl<H: Host> Agent<H> {
     /// That the filesystem which is there, if any, is as an earlier try left it. Whatever was synced
     /// shows: its log is replayed.
     async fn must_have_no_files(&self, lv: &Lv, device: &DmDevice) -> Result<()> {
-        let Some(found) = self.superblock(lv, device).await? else { return Ok(()) };
+        let head = self.first_bytes(lv, device).await?;
+        let Some(found) = superblock::parse(&head) else { return Ok(()) };
         let node = device.node.clone();
         let looking = format!("looking for files of volume {}", lv.name);
         let has_files = within(&self.0.store.host, MOUNT_TIMEOUT, &looking, move |host| {
             host.has_files(&node, found.fs)
         });
         match has_files.await? {
-            Ok(None | Some(false)) => Ok(()),
+            Ok(Some(false)) => Ok(()),
+            // Our mkfs was cut.
+            Ok(None) if superblock::was_never_used(&head) => Ok(()),
+            Ok(None) => Err(Error::damaged(format!(
+                "volume {} bears the tag cb.fresh, as if it had never been used, but has a {} filesystem that cannot be mounted and may have been used: \
+                 nothing was formatted. Look at dmesg. If its content is of no use, clear it with wipefs -a {}; if it is, drop the tag with lvchange --deltag cb.fresh and repair the filesystem",
+                lv.name, found.fs, device.node.display()
+            ))),
             Ok(Some(true)) => Err(Error::damaged(format!(
                 "volume {} bears the tag cb.fresh, as if it had never been used, but its {} filesystem has files: nothing was formatted. \
                  If they are to stay, drop the tag with lvchange --deltag cb.fresh",
@@ -132,7 +140,11 @@ impl<H: Host> Agent<H> {
             Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
                 Err(Error::unavailable(format!("{looking}: its device is in use")).because(error))
             }
-            Err(error) => Err(Error::host(format!("failed {looking}")).because(error)),
+            Err(error) => Err(Error::host(format!(
+                "failed {looking}, which bears the tag cb.fresh: nothing was formatted. Look at dmesg; if it was never used, clear it with wipefs -a {}",
+                device.node.display()
+            ))
+            .because(error)),
         }
     }
 
@@ -242,12 +254,15 @@ impl<H: Host> Agent<H> {
         lv: &Lv,
         device: &DmDevice,
     ) -> Result<Option<Superblock>> {
+        Ok(superblock::parse(&self.first_bytes(lv, device).await?))
+    }
+
+    async fn first_bytes(&self, lv: &Lv, device: &DmDevice) -> Result<Vec<u8>> {
         let node = device.node.clone();
         within(&self.0.store.host, READ_TIMEOUT, &format!("volume {}", lv.name), move |host| {
             host.read_device(&node, 0, HEAD_BYTES)
         })
         .await?
-        .map(|head| superblock::parse(&head))
         .map_err(|e| {
             Error::host(format!("cannot read volume {} ({})", lv.name, device.node.display()))
                 .because(e)

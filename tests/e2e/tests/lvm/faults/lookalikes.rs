@@ -35,6 +35,16 @@ fn refused(v: &Vol, words: &str) -> Result<()> {
 fn tags_edited_by_hand(machine: &Machine, csi: &Csi, v: &Vol, written: &str) -> Result<()> {
     tag(machine, v, "--addtag cb.fresh")?;
     refused(v, "has files: nothing was formatted")?;
+    // Its group descriptors, behind the superblock: the kernel mounts it no more.
+    let (at, kept) = ("bs=1k count=6", "/run/descriptors");
+    let device = v.device();
+    machine.sh(&format!("lvchange -qq -ay {VG}/{}", v.lv()))?;
+    machine.sh(&format!("dd if={device} of={kept} {at} skip=2 iflag=direct 2>/dev/null"))?;
+    machine.sh(&format!(
+        "dd if=/dev/zero bs=1k count=6 2>/dev/null | tr '\\0' '\\377' >/run/bad; dd if=/run/bad of={device} {at} seek=2 conv=fsync 2>/dev/null"
+    ))?;
+    refused(v, "may have been used: nothing was formatted")?;
+    machine.sh(&format!("dd if={kept} of={device} {at} seek=2 conv=fsync 2>/dev/null"))?;
     tag(machine, v, "--deltag cb.fresh --addtag cb.luks")?;
     refused(v, "the volume is encrypted, and no Secret came with the call")?;
     tag(machine, v, "--deltag cb.luks --addtag cb.unknown=1")?;
