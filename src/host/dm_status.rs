@@ -173,23 +173,30 @@ pub fn clear_table(name: &str) -> io::Result<bool> {
 }
 
 /// Deletes a thin device that is not active from its pool
-/// (Documentation/admin-guide/device-mapper/thin-provisioning.rst). Whether there was one.
+/// (Documentation/admin-guide/device-mapper/thin-provisioning.rst). Whether there was one. `pool` is
+/// the name of the pool's LV: once it has volumes, that is a layer above the pool itself.
 ///
 /// # Errors
 /// When it is still there.
 pub fn delete_thin(pool: &str, number: u64) -> io::Result<bool> {
     let control = control()?;
-    let mut buffer = request(pool)?;
-    // `struct dm_target_msg`: a sector (0, of the only target), and the message.
-    let message = format!("delete {number}");
-    let room = buffer.get_mut(HEADER.saturating_add(8)..).and_then(|b| b.get_mut(..message.len()));
-    room.ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(message.as_bytes());
-    match call(&control, TARGET_MESSAGE, &mut buffer) {
-        Ok(()) => Ok(true),
-        // The pool has no such device; the pool is not active.
-        Err(rustix::io::Errno::NODATA | rustix::io::Errno::NXIO) => Ok(false),
-        Err(e) => Err(e.into()),
+    for pool in [&format!("{pool}-tpool"), pool] {
+        let mut buffer = request(pool)?;
+        // `struct dm_target_msg`: a sector (0, of the only target), and the message.
+        let message = format!("delete {number}");
+        let room = buffer.get_mut(HEADER.saturating_add(8)..);
+        let room = room.and_then(|room| room.get_mut(..message.len()));
+        room.ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(message.as_bytes());
+        match call(&control, TARGET_MESSAGE, &mut buffer) {
+            Ok(()) => return Ok(true),
+            // There is no such thin device.
+            Err(rustix::io::Errno::NODATA) => return Ok(false),
+            // There is no such pool.
+            Err(rustix::io::Errno::NXIO) => {}
+            Err(e) => return Err(e.into()),
+        }
     }
+    Ok(false)
 }
 
 fn control() -> io::Result<File> {

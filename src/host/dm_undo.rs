@@ -25,46 +25,50 @@ pub struct Halves {
     /// Devices that nothing has a use for: they are removed unless somebody has them open. LVM refuses to
     /// activate an LV while a part of it is active, and to take a snapshot where one of its layers is left.
     pub abandoned: Vec<String>,
-    /// Thin devices that LVM may have made, but not noted: the device-mapper name of the pool, and their
+    /// Thin devices that LVM may have made, but not noted: the device-mapper name of the pool's LV, and their
     /// number. LVM refuses every further change of the pool when it finds one.
     pub thin: Vec<(String, u64)>,
 }
 
-/// Takes back what is half done. `false`: another command is at work in the VG, so nothing was looked at.
+/// Takes back what is half done, as far as the kernel lets it. `false`: another command is at work in the
+/// VG, so nothing was looked at.
 ///
 /// # Errors
-/// When something half done is still there.
+/// When it cannot be told whether another command is at work.
 pub fn take_back(vg: &VgName, halves: &Halves) -> io::Result<bool> {
     let Some(_lock) = lock(Path::new(LOCKS), vg)? else { return Ok(false) };
+    // Whether something was there and is gone. What one device refuses does not keep the others.
+    let done = |device: &str, what: &str, result: io::Result<bool>| match result {
+        Ok(true) => {
+            tracing::warn!(%vg, device, "LVM was cut: {what}");
+            true
+        }
+        Ok(false) => false,
+        Err(error) => {
+            tracing::error!(%vg, device, %error, "LVM was cut, and what it left cannot be taken back; not {what}");
+            false
+        }
+    };
     for device in &halves.devices {
-        if dm_status::clear_table(device)? {
-            tracing::warn!(%vg, device, "LVM was cut: dropped a table that it had loaded and not put in force");
-        }
-        if dm_status::remove_unfinished(device)? {
-            tracing::warn!(%vg, device, "LVM was cut: removed a device that it had begun to make");
-        }
+        let cleared = dm_status::clear_table(device);
+        done(device, "dropped a table that it had loaded and not put in force", cleared);
+        let removed = dm_status::remove_unfinished(device);
+        done(device, "removed a device that it had begun to make", removed);
     }
     // One may be made of others.
     let mut left: Vec<&String> = halves.abandoned.iter().collect();
     loop {
         let before = left.len();
-        let mut kept = Vec::new();
-        for device in left {
-            if dm_status::remove_idle(device)? {
-                tracing::warn!(%vg, device, "LVM was cut: removed a device that nothing uses");
-            } else {
-                kept.push(device);
-            }
-        }
-        left = kept;
+        left.retain(|device| {
+            !done(device, "removed a device that nothing uses", dm_status::remove_idle(device))
+        });
         if left.is_empty() || left.len() == before {
             break;
         }
     }
     for (pool, number) in &halves.thin {
-        if dm_status::delete_thin(pool, *number)? {
-            tracing::warn!(%vg, pool, number, "LVM was cut: deleted a thin device that it had made and not noted");
-        }
+        let what = format!("deleted thin device {number}, which it had made and not noted");
+        done(pool, &what, dm_status::delete_thin(pool, *number));
     }
     Ok(true)
 }

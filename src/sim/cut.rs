@@ -23,7 +23,7 @@ pub(super) fn run(world: &mut World, args: &[String]) {
                 (None, LvLayout::Thin { pool, device_id, origin }) => {
                     lv.queued = true;
                     world.active.remove(&name(&lv.name));
-                    world.half_made.insert((format!("{}-tpool", name(pool)), *device_id));
+                    world.half_made.insert((name(pool), *device_id));
                     held.extend(origin.as_ref().map(name));
                 }
                 (None, LvLayout::Cow { origin, .. }) => held.push(name(origin)),
@@ -39,7 +39,7 @@ pub(super) fn run(world: &mut World, args: &[String]) {
 /// What LVM finds in a pool before it makes or removes a thin LV there.
 pub(super) fn check_pool(world: &World, vg: &str, lv: &Lv) -> Outcome {
     let (Some(pool), Some(vg)) = (lv.pool(), world.vg(vg)) else { return Ok(()) };
-    let pool = format!("{}-tpool", dm_name(&vg.name, pool).unwrap_or_default());
+    let pool = dm_name(&vg.name, pool).unwrap_or_default();
     match world.half_made.iter().find(|(of, _)| *of == pool) {
         Some((_, number)) => {
             refuse(format!("Thin pool {pool} already contain thin device with device_id {number}."))

@@ -24,13 +24,12 @@ impl<H: Host> Turn<'_, H> {
     /// [`ErrorKind::Unavailable`] when it may have happened, otherwise it failed; what the VG holds
     /// is for [`Turn::refresh`] to tell.
     pub(in crate::agent) async fn run(&mut self, change: &Change) -> Result<()> {
-        self.mend().await?;
+        self.mend().await;
+        self.must_not_tell_pool(change)?;
         let ran = self.command(change).await;
         if ran.is_err() {
             self.vg.set_cut(true);
-            if let Err(error) = self.mend().await {
-                tracing::error!(vg = %self.vg.name(), error = error.chain(), "an LVM command was cut, and what it left is not mended");
-            }
+            self.mend().await;
         }
         ran
     }

@@ -15,7 +15,7 @@ use crate::host::dm_status::Layer;
 use crate::host::dm_undo::Halves;
 use crate::lvm::command::Change;
 use crate::lvm::state::{Lv, LvLayout, VgState};
-use crate::names::dm_name;
+use crate::names::{LvName, dm_name};
 
 /// How often what is held is made to go on. What holds another up goes first, whichever that is.
 const ROUNDS_MAX: usize = 4;
@@ -38,21 +38,30 @@ impl Vg {
 }
 
 impl<H: Host> Turn<'_, H> {
-    /// Mends what a command left that was cut, if one may have been.
-    ///
-    /// # Errors
-    /// When something is still not as it should be: nothing else may be changed then.
-    pub(super) async fn mend(&mut self) -> Result<()> {
+    /// Mends what a command left that was cut, if one may have been. What cannot be mended now is tried
+    /// again before each change, and every few seconds.
+    pub(super) async fn mend(&mut self) {
         if !self.vg.may_be_cut() {
-            return Ok(());
+            return;
         }
+        match self.try_to_mend().await {
+            Ok(mended) => self.vg.set_cut(!mended),
+            Err(error) => {
+                tracing::error!(vg = %self.vg.name(), error = error.chain(), "an LVM command was cut, and what it left cannot be mended now; it is tried again");
+            }
+        }
+    }
+
+    /// Whether all is as it should be.
+    async fn try_to_mend(&mut self) -> Result<bool> {
         let state = self.refresh_though_partial().await?;
+        self.wake_pools(&state).await?;
         let mut held = Vec::new();
         for _ in 0..ROUNDS_MAX {
             let layers = self.layers(&state).await?;
             if !self.take_back(&state, &layers).await? {
                 // It is at work still, or somebody else's: LVM waits for it, and this is done later.
-                return Ok(());
+                return Ok(false);
             }
             held = held_lvs(&state, layers.iter().filter(|layer| layer.suspended));
             if held.is_empty() {
@@ -60,13 +69,63 @@ impl<H: Host> Turn<'_, H> {
             }
             self.let_go_on(&state, &held).await;
         }
-        for lv in state.lvs.values().filter(|lv| lv.is_cut_thin()) {
+        let mut mended = held.is_empty();
+        let cut: Vec<_> = state.lvs.values().filter(|lv| lv.is_cut_thin()).collect();
+        for lv in &cut {
             tracing::warn!(vg = %state.name, lv = %lv.name, "LVM was cut when it made this: it is removed, and made anew when it is asked for again");
             let change = Change::Remove { lv: lv.name.clone(), uuid: lv.uuid.clone() };
-            self.command(&change).await?;
+            mended &= self.command(&change).await.is_ok();
         }
-        // Whoever uses what is still held waits, but nothing else is in danger: it is tried again and again.
-        self.vg.set_cut(!held.is_empty());
+        if !cut.is_empty() {
+            self.refresh_though_partial().await?;
+        }
+        Ok(mended)
+    }
+
+    /// That a change does not have LVM tell a pool of a thin LV that it was cut at: of a snapshot, it would
+    /// have to hold the volume while it does.
+    ///
+    /// # Errors
+    /// When it would.
+    pub(super) fn must_not_tell_pool(&self, change: &Change) -> Result<()> {
+        let state = self.vg.state();
+        let pool_of =
+            |lv: &LvName| state.lvs.get(lv).filter(|lv| !lv.is_cut_thin())?.pool().cloned();
+        let pool = if let Change::CreateThin { pool, .. } = change {
+            Some(pool.clone())
+        } else if let Change::SnapshotThin { origin: lv, .. }
+        | Change::CloneThin { origin: lv, .. }
+        | Change::Remove { lv, .. } = change
+        {
+            pool_of(lv)
+        } else {
+            None
+        };
+        let cut = |lv: &&Lv| lv.is_cut_thin() && lv.pool() == pool.as_ref();
+        match state.lvs.values().find(cut) {
+            Some(cut) => Err(Error::unavailable(format!(
+                "LVM was killed when it made {0} in volume group {1}, and {0} cannot be removed now (the agent's log says why): nothing is made or \
+                 removed in its thin pool until it is",
+                cut.name, state.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Only a pool that is active can be told to forget a thin device.
+    async fn wake_pools(&self, state: &VgState) -> Result<()> {
+        let pools: BTreeSet<_> =
+            state.lvs.values().filter(|lv| lv.is_cut_thin()).filter_map(Lv::pool).collect();
+        if pools.is_empty() {
+            return Ok(());
+        }
+        let layers = self.layers(state).await?;
+        for pool in pools.into_iter().filter_map(|pool| state.lvs.get(pool)) {
+            let id = pool.uuid.compact();
+            if !layers.iter().any(|layer| layer.lv.starts_with(&id)) {
+                self.command(&Change::Activate { lv: pool.name.clone() }).await?;
+            }
+        }
         Ok(())
     }
 
@@ -82,7 +141,9 @@ impl<H: Host> Turn<'_, H> {
         let done = within(&self.store.host, KERNEL_TIMEOUT, &what, move |host| {
             host.take_back(&name, &halves)
         });
-        done.await?.map_err(|e| not_mended(state).because(e))
+        done.await?.map_err(|e| {
+            Error::host(format!("cannot tell whether LVM is at work in {}", state.name)).because(e)
+        })
     }
 
     /// Has LVM resume what is held. One that fails may go on with the next.
@@ -103,11 +164,11 @@ impl<H: Host> Turn<'_, H> {
     }
 }
 
-/// A thin LV of ours that LVM was cut at: its pool's device and its number there.
+/// A thin LV of ours that LVM was cut at: its pool's device name and its number there.
 fn half_made(state: &VgState, lv: &Lv) -> Option<(String, u64)> {
     let LvLayout::Thin { pool, device_id, .. } = &lv.layout else { return None };
     let pool = dm_name(&state.name, pool).ok().filter(|_| lv.is_cut_thin())?;
-    Some((format!("{pool}-tpool"), *device_id))
+    Some((pool, *device_id))
 }
 
 /// Whether an LV is ours to see to: one of ours, or a pool that has such.
@@ -163,11 +224,4 @@ fn held_lvs<'a, 'b>(state: &'a VgState, held: impl Iterator<Item = &'b Layer>) -
         .collect();
     lvs.sort_by_key(|lv| matches!(lv.layout, LvLayout::ThinPool { .. }));
     lvs
-}
-
-fn not_mended(state: &VgState) -> Error {
-    Error::unavailable(format!(
-        "an LVM command was killed while it changed volume group {0}, and what it left at device-mapper cannot be taken back: look at dmsetup info -c and dmesg; nothing is changed in {0} until it can",
-        state.name
-    ))
 }

@@ -8,7 +8,8 @@ use tonic::Status;
 
 use super::broken_lvm::{spoil, wrap};
 use crate::support::{
-    GIB, MIB, THICK, THIN, VG, Vol, expect_nothing_left, filesystem, fill, pooled, started, sum,
+    GIB, MIB, THICK, THIN, VG, Vol, expect_nothing_left, filesystem, fill, pooled, power_cut,
+    started, sum,
 };
 
 /// Points that a short run cuts a command at, if it cuts that at all: one of two commands.
@@ -198,4 +199,34 @@ fn lvm_that_is_killed_in_its_midst_holds_nobody_up() -> Result<()> {
         }
         expect_nothing_left(machine)
     })
+}
+
+/// LVM has told the pool of a thin LV, and is killed before it has noted that; then the power goes. LVM
+/// refuses every change of that pool from then on.
+#[test]
+fn a_thin_lv_that_only_its_pool_knows_blocks_nothing() -> Result<()> {
+    started("half-made", &[2 * GIB], &pooled(1, "60%"), half_made)
+}
+
+fn half_made(machine: &Machine) -> Result<()> {
+    let other = Vol::create(&machine.driver.csi()?, THIN, "pvc-other", 64 * MIB)?;
+    machine.driver.stop()?;
+    machine.sh(&format!(
+        "make() {{ strace -qq -o /run/trace \"$@\"; }}
+         lv() {{ echo lvm lvcreate -q -q -y -n $1 -V 64m --thinpool pool0 --addtag cinderblock=1 --addtag cb.volume \
+             --addtag cb.fresh --addtag cb.use=ext4 {VG}; }}
+         make -e trace=ioctl $(lv pvc-count)
+         second=$(grep -n DM_TARGET_MSG /run/trace | sed -n 2p | cut -d: -f1)
+         lvremove -q -q -y {VG}/pvc-count
+         make -e inject=ioctl:signal=KILL:when=$second $(lv pvc-half) || true
+         vgcfgbackup -qq -f /run/metadata {VG}
+         grep -q 'create = \"pvc-half\"' /run/metadata"
+    ))?;
+    power_cut(machine)?;
+    let v = Vol::create(&machine.driver.csi()?, THIN, "pvc-half", 64 * MIB)?;
+    v.attach()?;
+    v.detach()?;
+    v.delete()?;
+    other.delete()?;
+    expect_nothing_left(machine)
 }
