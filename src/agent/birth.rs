@@ -10,7 +10,7 @@ use super::store::Vg;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::filesystem::{Probe, probe, probe_result};
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Pending, Usage};
 use crate::names::{LvName, LvmUuid};

@@ -9,7 +9,7 @@ use super::store::{Turn, Vg};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::host::block::ZERO_PIECE;
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::Pending;
 use crate::names::LvName;

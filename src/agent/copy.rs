@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::host::copy::{Copied, Copier};
 use crate::host::dm::DmDevice;
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Kind, Pending, Source, Usage, Wipe, copied_tag};
 use crate::names::{LvName, LvmUuid};

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::host::dm::DmDevice;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::{Host, PathKind};
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::lvm::tag::Kind;
 use crate::names::{LvName, dm_name};

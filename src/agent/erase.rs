@@ -8,7 +8,7 @@ use super::blocking::blocking;
 use super::store::Vg;
 use crate::error::{Error, Result};
 use crate::host::{Host, luks};
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Kind, Pending, Wipe};
 use crate::names::LvName;

@@ -16,7 +16,7 @@ use crate::domain::Reason;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::host::dm::PoolStatus;
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::state::{LvLayout, VgState};
 use crate::lvm::tag::Kind;
 use crate::names::{BackendName, LvName, LvmUuid, dm_name};

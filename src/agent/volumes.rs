@@ -13,7 +13,7 @@ use crate::domain::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::Kind;
 use crate::names::{Handle, LvName};

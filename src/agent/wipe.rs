@@ -17,7 +17,7 @@ use super::store::Vg;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::host::dm::DmDevice;
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::lvm::tag::{Kind, Wipe, wiped_tag};
 use crate::names::{LvName, LvmUuid};

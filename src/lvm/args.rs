@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::command::Target;
+use super::change::Target;
 use super::tag::OWNED;
 use crate::host::invocation::{Effect, Invocation, Program};
 use crate::names::LvmUuid;

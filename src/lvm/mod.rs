@@ -2,6 +2,7 @@
 //! become typed results. Pure: nothing here runs a program, opens a device or knows the time.
 
 mod args;
+pub mod change;
 pub mod command;
 pub mod label;
 pub mod layout;

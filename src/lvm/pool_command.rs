@@ -1,7 +1,8 @@
 //! The argument lists of the changes that are about thin pools. Pure.
 
 use super::args::{Args, Log};
-use super::command::{self, Range, Target};
+use super::change::{Range, Target};
+use super::command;
 use super::tag::{Kind, OWNED};
 use crate::host::invocation::Invocation;
 use crate::names::LvName;

@@ -7,7 +7,7 @@
 use super::{Plan, Rules, remove, snapshot};
 use crate::domain::CowSize;
 use crate::error::{Error, Result};
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Kind, Pending, Source, Tags, copied_tag};
 use crate::names::{LvName, LvmUuid};

@@ -3,7 +3,8 @@
 use super::{Plan, Rules};
 use crate::domain::CowSize;
 use crate::error::{Error, Result};
-use crate::lvm::command::{COW_CHUNK, Change};
+use crate::lvm::change::Change;
+use crate::lvm::command::COW_CHUNK;
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::names::LvName;
 use crate::units::{Bytes, Extents};

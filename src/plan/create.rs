@@ -5,7 +5,7 @@ use super::restore::{find_source, source_tag};
 use super::{Plan, PoolRules, Rules, copy, own, remove, unfinished_raid};
 use crate::domain::{CapacityRange, CreateVolume, Provisioning, VolumeClass};
 use crate::error::{Error, Result};
-use crate::lvm::command::{Change, Range};
+use crate::lvm::change::{Change, Range};
 use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::lvm::tag::{Kind, Pending, Tags, Usage, Wipe};

@@ -26,7 +26,7 @@ mod tests {
     use super::super::fixture::{add, lv_name, thin, vg, with_pool};
     use super::super::{Plan, Rules, create, expand};
     use crate::domain::{CapacityRange, ContentSource, CreateVolume, VolumeClass};
-    use crate::lvm::command::Change;
+    use crate::lvm::change::Change;
     use crate::lvm::state::LvLayout;
     use crate::lvm::tag::Usage;
     use crate::names::CsiName;

@@ -4,7 +4,7 @@ use super::create::{check_pool, check_room, places};
 use super::{Plan, Rules, place};
 use crate::domain::CapacityRange;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lvm::command::{Change, Range};
+use crate::lvm::change::{Change, Range};
 use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Kind, Pending, Tags, Usage};

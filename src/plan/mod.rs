@@ -20,7 +20,7 @@ pub mod snapshot;
 
 use crate::config::Autogrow;
 use crate::error::{Error, Result};
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, VgState};
 use crate::names::{CsiName, LvName};
 use crate::units::Bytes;

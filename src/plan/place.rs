@@ -4,7 +4,7 @@
 //! A leg of RAID gets one run of extents at a time: given more, LVM 2.03 fills them in turns, the
 //! longest first, and then legs change places and two of them may share a disk.
 
-use crate::lvm::command::Range;
+use crate::lvm::change::Range;
 use crate::lvm::layout::{ThickLayout, metadata_extents};
 use crate::lvm::state::{Lv, Pv, VgState};
 use crate::names::LvmUuid;

@@ -3,7 +3,7 @@
 use super::{Plan, PoolRules, Rules, pool_parts};
 use crate::config::{Share, ThinPool};
 use crate::error::{Error, Result};
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::lvm::tag::Kind;

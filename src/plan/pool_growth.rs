@@ -5,7 +5,7 @@ use super::{Plan, Rules, place};
 use crate::config::Share;
 use crate::domain::PoolCapacity;
 use crate::error::{Error, Result};
-use crate::lvm::command::{Change, Range};
+use crate::lvm::change::{Change, Range};
 use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, VgState};
 use crate::units::{Bytes, Extents};

@@ -6,7 +6,7 @@ use super::pool::{METADATA_MIN, METADATA_PER_CHUNK, chunk_size};
 use super::{Plan, place};
 use crate::config::{Share, ThinPool};
 use crate::error::{Error, Result};
-use crate::lvm::command::{Change, Range};
+use crate::lvm::change::{Change, Range};
 use crate::lvm::layout::{RaidLevel, ThickLayout};
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::lvm::tag::{Kind, OWNED};

@@ -6,7 +6,7 @@
 use super::expand::leftover;
 use super::{Plan, copy};
 use crate::error::{Error, Result};
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Kind, Pending};
 use crate::names::{LvName, LvmUuid};

@@ -5,7 +5,7 @@ use super::cow;
 use super::create::{New, check_pool, check_room};
 use crate::domain::{ContentSource, Provisioning};
 use crate::error::{Error, Result};
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Pending, Source, Usage};

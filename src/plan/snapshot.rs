@@ -4,7 +4,7 @@ use super::create::{check_pool, check_room};
 use super::{Plan, Rules, cow, own, remove};
 use crate::domain::{CowSize, CreateSnapshot};
 use crate::error::{Error, Result};
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Kind, Pending, Source, Tags};

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 use super::cow;
 use super::cut;
-use super::pool::SimPool;
+use super::lvcreate::{lvcreate, ranges};
 use super::pool_parts;
 use super::print;
-use super::world::{Content, Holds, SimVg, World};
+use super::world::{Holds, SimVg, World};
 use crate::host::runner::{Completed, Exit};
-use crate::lvm::layout::{RaidLevel, ThickLayout};
+use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Area, Lv, LvLayout};
 use crate::lvm::tag::Tags;
 use crate::names::{LvName, LvmUuid, VgName, dm_name};
@@ -28,9 +28,9 @@ const FLAGS: [&str; 7] = [
 ];
 
 /// An argument list, taken apart.
-struct Parsed<'a> {
+pub(super) struct Parsed<'a> {
     options: BTreeMap<&'a str, Vec<&'a str>>,
-    names: Vec<&'a str>,
+    pub(super) names: Vec<&'a str>,
 }
 
 impl<'a> Parsed<'a> {
@@ -49,20 +49,20 @@ impl<'a> Parsed<'a> {
         Self { options, names }
     }
 
-    fn get(&self, option: &str) -> Option<&'a str> {
+    pub(super) fn get(&self, option: &str) -> Option<&'a str> {
         self.options.get(option)?.first().copied()
     }
 
-    fn all(&self, option: &str) -> Vec<String> {
+    pub(super) fn all(&self, option: &str) -> Vec<String> {
         self.options.get(option).into_iter().flatten().map(|v| (*v).to_owned()).collect()
     }
 
-    fn number(&self, option: &str) -> Option<u64> {
+    pub(super) fn number(&self, option: &str) -> Option<u64> {
         self.get(option)?.trim_end_matches('b').parse().ok()
     }
 
     /// The VG, and the LV when the name has one.
-    fn target(&self) -> (&'a str, Option<&'a str>) {
+    pub(super) fn target(&self) -> (&'a str, Option<&'a str>) {
         let name = self.names.first().copied().unwrap_or_default();
         name.split_once('/').map_or((name, None), |(vg, lv)| (vg, Some(lv)))
     }
@@ -145,174 +145,10 @@ fn vgextend(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     Ok(())
 }
 
-fn commit(world: &mut World, vg: &str) {
+pub(super) fn commit(world: &mut World, vg: &str) {
     if let Some(vg) = world.vg_mut(vg) {
         vg.state.seqno = vg.state.seqno.wrapping_add(1);
     }
-}
-
-fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
-    let (vg_name, origin) = parsed.target();
-    let Some(name) = parsed.get("--name").and_then(|n| LvName::parse_new(n).ok()) else {
-        return Err((3, "no name".to_owned()));
-    };
-    let uuid = world.new_uuid();
-    world.numbers = world.numbers.wrapping_add(1);
-    let created_unix = i64::try_from(world.numbers).unwrap_or_default();
-    let origin_lv =
-        origin.and_then(|o| world.vg(vg_name)?.lvs.get(&LvName::parse(o).ok()?).cloned());
-    let origin_active = origin_lv.as_ref().is_some_and(|lv| {
-        world.vg(vg_name).is_some_and(|vg| cow::is_active(world, &vg.name, &lv.name))
-    });
-    let Some(vg) = world.vg_mut(vg_name) else {
-        return refuse(format!("Volume group \"{vg_name}\" not found"));
-    };
-    if vg.state.lvs.contains_key(&name) {
-        return refuse(format!(
-            "Logical Volume \"{name}\" already exists in volume group \"{vg_name}\""
-        ));
-    }
-    let mut lv = Lv {
-        name: name.clone(),
-        uuid: uuid.clone(),
-        size: Bytes::ZERO,
-        layout: LvLayout::Linear,
-        tags: Tags::parse(parsed.all("--addtag").iter().map(String::as_str)),
-        created_unix,
-        writable: parsed.get("--permission") != Some("r"),
-        areas: vec![],
-        legs: vec![],
-        parts: vec![],
-        queued: false,
-    };
-    let mut content = Content::default();
-    let mut activate = true;
-    if parsed.get("--snapshot").is_some() {
-        let Some(origin) = origin_lv else { return refuse("Failed to find origin") };
-        let LvLayout::Thin { pool, .. } = &origin.layout else { return refuse("not thin") };
-        let origin_name = Some(origin.name.clone());
-        lv.layout = LvLayout::Thin {
-            pool: pool.clone(),
-            device_id: vg.next_device_id,
-            origin: origin_name,
-        };
-        vg.next_device_id = vg.next_device_id.wrapping_add(1);
-        lv.size = origin.size;
-        activate = parsed.get("--setactivationskip") == Some("n");
-        content = world.contents.get(&origin.uuid).cloned().unwrap_or_default();
-    } else if parsed.get("--type") == Some("snapshot") {
-        let count = parsed.number("--extents").unwrap_or_default();
-        let chunk = Bytes::new(parsed.number("--chunksize").unwrap_or_default());
-        activate = cow::create(vg, origin_active, origin_lv.as_ref(), (count, chunk), &mut lv)?;
-        let origin = origin_lv.map(|origin| origin.uuid);
-        content = origin.and_then(|uuid| world.contents.get(&uuid).cloned()).unwrap_or_default();
-    } else if parsed.get("--type") == Some("thin") {
-        let Some(pool) = parsed.get("--thinpool").and_then(|p| LvName::parse(p).ok()) else {
-            return Err((3, "no pool".to_owned()));
-        };
-        if !matches!(vg.state.lvs.get(&pool).map(|p| &p.layout), Some(LvLayout::ThinPool { .. })) {
-            return refuse(format!("Pool {pool} not found in Volume group {vg_name}."));
-        }
-        lv.layout = LvLayout::Thin { pool, device_id: vg.next_device_id, origin: None };
-        vg.next_device_id = vg.next_device_id.wrapping_add(1);
-        lv.size = Bytes::new(parsed.number("--virtualsize").unwrap_or_default());
-    } else {
-        thick(vg, parsed, &mut lv)?;
-    }
-    cut::check_pool(world, vg_name, &lv)?;
-    if let Some(vg) = world.vg_mut(vg_name) {
-        vg.state.lvs.insert(name.clone(), lv);
-    }
-    world.contents.insert(uuid, content);
-    commit(world, vg_name);
-    if activate {
-        set_active(world, vg_name, &name);
-    }
-    Ok(())
-}
-
-/// What `lvcreate` takes from the PVs for a thick LV or a pool.
-fn thick(vg: &mut SimVg, parsed: &Parsed<'_>, lv: &mut Lv) -> Outcome {
-    let (extent, name) = (vg.state.extent_size, lv.name.clone());
-    let count = parsed.number("--extents").unwrap_or_default();
-    let Some(allowed) = ranges(vg, parsed) else { return Err((3, "bad range".to_owned())) };
-    lv.size = extent.size_of(Extents::new(count));
-    if let Some(layout) = raid(parsed) {
-        // LVM's own extent lies in front of each leg's data.
-        let Some(areas) = take_legs(vg, &layout, count, 1, &allowed) else {
-            return refuse("Insufficient suitable allocatable extents");
-        };
-        lv.layout = LvLayout::Raid(layout);
-        lv.legs = areas.iter().map(|area| vec![area.pv.clone()]).collect();
-        lv.legs.sort();
-        lv.legs.dedup();
-        vg.hidden.insert(name, areas);
-        return Ok(());
-    }
-    let stripes = parsed.number("--stripes").unwrap_or(1);
-    let free = vg.state.free_extents().get();
-    let Some(areas) = vg.allocate(count, stripes, &allowed) else {
-        return refuse(format!(
-            "Volume group \"{}\" has insufficient free space ({free} extents): {count} required.",
-            vg.state.name
-        ));
-    };
-    if parsed.get("--type") != Some("thin-pool") {
-        if stripes > 1 {
-            lv.layout = LvLayout::Striped {
-                stripes: u32::try_from(stripes).unwrap_or_default(),
-                stripe_size: Bytes::new(parsed.number("--stripesize").unwrap_or_default()),
-            };
-        }
-        lv.areas = areas;
-        return Ok(());
-    }
-    lv.layout = LvLayout::ThinPool {
-        zero: parsed.get("--zero") == Some("y"),
-        chunk_size: Bytes::new(parsed.number("--chunksize").unwrap_or_default()),
-    };
-    let metadata =
-        extent.extents_ceil(Bytes::new(parsed.number("--poolmetadatasize").unwrap_or_default()));
-    let before = vg.state.pvs.clone();
-    let kept = vg.allocate(metadata.get(), 1, &[]);
-    let spare = vg.allocate(metadata.get(), 1, &[]);
-    let (Some(kept), Some(spare)) = (kept, spare) else {
-        vg.state.pvs = before;
-        vg.release(&areas);
-        return refuse("insufficient free space for metadata");
-    };
-    lv.parts = pool_parts::plain(lv, areas, (extent.size_of(metadata), kept));
-    vg.hidden.insert(name.clone(), spare);
-    let pool = SimPool { metadata, metadata_used: Bytes::kib(40), ..SimPool::default() };
-    vg.pools.insert(name, pool);
-    Ok(())
-}
-
-fn raid(parsed: &Parsed<'_>) -> Option<ThickLayout> {
-    let level = parsed.get("--type").and_then(RaidLevel::parse)?;
-    let data = match level {
-        RaidLevel::Raid1 => parsed.number("--mirrors")?.saturating_add(1),
-        RaidLevel::Raid5 | RaidLevel::Raid6 | RaidLevel::Raid10 => parsed.number("--stripes")?,
-    };
-    Some(ThickLayout::Raid {
-        level,
-        legs: level.legs(u32::try_from(data).ok()?),
-        stripe_size: Bytes::new(parsed.number("--stripesize").unwrap_or_default()),
-    })
-}
-
-/// The extents that a command names after the LV or VG. `None` when they make no sense.
-fn ranges(vg: &SimVg, parsed: &Parsed<'_>) -> Option<Vec<Area>> {
-    let range = |text: &&str| {
-        let (device, (from, to)) =
-            text.split_once(':').and_then(|(d, r)| Some((d, r.split_once('-')?)))?;
-        let mut pvs = vg.state.pvs.iter();
-        let (pv, _) = pvs.find(|(_, pv)| pv.device.as_deref() == Some(device.as_ref()))?;
-        let (start, last) = (from.parse::<u64>().ok()?, to.parse::<u64>().ok()?);
-        let len = last.saturating_sub(start).saturating_add(1);
-        Some(Area { pv: pv.clone(), start, len })
-    };
-    parsed.names.get(1..).unwrap_or_default().iter().map(range).collect()
 }
 
 /// Extents for the legs of RAID, each leg on one PV, with so many of LVM's own.

@@ -13,9 +13,11 @@
 mod cow;
 mod crypt;
 mod cut;
+mod effects;
 mod extents;
 mod fault;
 mod host;
+mod lvcreate;
 mod lvm;
 mod pool;
 mod pool_parts;

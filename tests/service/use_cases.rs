@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use cinderblock::domain::VolumeClass;
-use cinderblock::lvm::command::Change;
+use cinderblock::lvm::change::Change;
 use cinderblock::lvm::layout::ThickLayout;
 use cinderblock::lvm::tag::{FsType, Wipe};
 

@@ -10,7 +10,8 @@ use super::{Turn, Vg};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::host::runner::{Completed, Exit, RunError};
-use crate::lvm::command::{self, Change, Target};
+use crate::lvm::change::{Change, Target};
+use crate::lvm::command;
 use crate::lvm::report::errors_in_log;
 
 /// A change that LVM has not ended after this is told as a trouble. Most take a second; to zero the

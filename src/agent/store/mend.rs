@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::dm_status::Layer;
 use crate::host::dm_undo::Halves;
-use crate::lvm::command::Change;
+use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::names::{LvName, dm_name};
 

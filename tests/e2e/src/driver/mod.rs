@@ -1,6 +1,7 @@
 //! The driver in a node VM: its program built, started as `cinderblock standalone`, killed and started again, and spoken to over CSI. What is tested, shown or measured with it is elsewhere.
 
 mod build;
+mod class;
 mod csi;
 mod http;
 mod lvm_count;
@@ -8,7 +9,8 @@ mod machine;
 mod standalone;
 
 pub use build::{Profile, program};
-pub use csi::{Access, Class, Csi, Source, is_open, pb};
+pub use class::{Access, Class, Source};
+pub use csi::{Csi, is_open, pb};
 pub use lvm_count::{LvmCount, Programs};
 pub use machine::{Machine, backend, disk};
 pub use standalone::{SOCKET, Standalone};
