@@ -1,7 +1,7 @@
 //! The backends of this node: which it has, whether their VGs and pools are as configured, and what
 //! they can promise. What is missing is made when the configuration says so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,10 +26,8 @@ const RETRY_EVERY: Duration = Duration::from_mins(1);
 /// What is known of backends and pools beside what the VGs hold.
 #[derive(Debug, Default)]
 pub(super) struct Setup {
-    /// Why a backend could not be set up.
-    failures: Mutex<BTreeMap<BackendName, String>>,
-    /// Those that it was tried to set up.
-    done: Mutex<BTreeSet<BackendName>>,
+    /// How setting up each backend ended when it was last tried: why it could not be.
+    outcomes: Mutex<BTreeMap<BackendName, Result<(), String>>>,
     /// What is known of the pools.
     pub(super) pools: Pools,
     /// When the backends were last set up.
@@ -110,27 +108,30 @@ impl<H: Host> Agent<H> {
 
     /// Why a backend could not be set up, when it was last tried.
     pub(super) fn setup_failure(&self, backend: &BackendName) -> Option<String> {
-        let failures = self.0.setup.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.get(backend).cloned()
+        self.setup_outcome(backend)?.err()
     }
 
-    fn was_tried(&self, backend: &BackendName) -> bool {
-        self.0.setup.done.lock().unwrap_or_else(PoisonError::into_inner).contains(backend)
+    /// `None`: it was not tried yet.
+    fn setup_outcome(&self, backend: &BackendName) -> Option<Result<(), String>> {
+        let outcomes = self.0.setup.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        outcomes.get(backend).cloned()
     }
 
     fn state_of(&self, backend: &Backend) -> BackendStatus {
-        let failure = self.setup_failure(&backend.name);
-        let state = match (self.find(backend), failure) {
+        let outcome = self.setup_outcome(&backend.name);
+        let state = match (self.find(backend), outcome) {
             (Found::Unknown(why), _) => BackendState::Unknown(why),
-            (Found::Unusable(why), _) | (Found::None, Some(why)) => BackendState::Unusable(why),
-            (Found::None, None) if !self.was_tried(&backend.name) => {
-                BackendState::Unknown("it is still being set up".to_owned())
+            (Found::Unusable(why), _) | (Found::None, Some(Err(why))) => {
+                BackendState::Unusable(why)
             }
-            (Found::None, None) => BackendState::Unusable(format!(
+            (Found::None, None) => BackendState::Unknown("it is still being set up".to_owned()),
+            (Found::None, Some(Ok(()))) => BackendState::Unusable(format!(
                 "volume group {} does not exist on this node: make it with vgcreate, or list its disks under devices with create: true",
                 backend.volume_group
             )),
-            (Found::One(vg), failure) => self.state_of_vg(backend, &vg, failure),
+            (Found::One(vg), outcome) => {
+                self.state_of_vg(backend, &vg, outcome.and_then(Result::err))
+            }
         };
         BackendStatus { volume_group: backend.volume_group.clone(), state }
     }
@@ -211,9 +212,9 @@ impl<H: Host> Agent<H> {
         if tried.is_some_and(|at| at.elapsed() < RETRY_EVERY) {
             return false;
         }
-        let failures = self.0.setup.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = !failures.is_empty();
-        drop(failures);
+        let outcomes = self.0.setup.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = outcomes.values().any(Result::is_err);
+        drop(outcomes);
         let not_ready = |s: &BackendStatus| !matches!(s.state, BackendState::Ready { .. });
         failed || self.backend_states().values().any(not_ready)
     }
@@ -222,19 +223,14 @@ impl<H: Host> Agent<H> {
     pub(super) async fn set_up_backends(&self) {
         *self.0.setup.tried.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         for backend in self.backends() {
-            let outcome = self.set_up(&backend).await;
-            let mut done = self.0.setup.done.lock().unwrap_or_else(PoisonError::into_inner);
-            done.insert(backend.name.clone());
-            drop(done);
-            let mut failures = self.0.setup.failures.lock().unwrap_or_else(PoisonError::into_inner);
-            match outcome {
-                Ok(()) => drop(failures.remove(&backend.name)),
-                Err(error) => {
-                    let why = error.chain();
-                    if failures.insert(backend.name.clone(), why.clone()).as_ref() != Some(&why) {
-                        tracing::error!(backend = %backend.name, why, "the backend cannot be set up");
-                    }
-                }
+            let outcome = self.set_up(&backend).await.map_err(|error| error.chain());
+            let mut outcomes = self.0.setup.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = outcomes.insert(backend.name.clone(), outcome.clone());
+            drop(outcomes);
+            if let Err(why) = &outcome
+                && before != Some(outcome.clone())
+            {
+                tracing::error!(backend = %backend.name, why, "the backend cannot be set up");
             }
         }
         self.publish();

@@ -26,7 +26,7 @@ pub struct Halves {
     /// activate an LV while a part of it is active, and to take a snapshot where one of its layers is left.
     pub abandoned: Vec<String>,
     /// Thin devices that LVM may have made, but not noted: the device-mapper name of the pool's LV, and their
-    /// number. LVM refuses every further change of the pool when it finds one.
+    /// number. When that is a snapshot, LVM refuses every further change of the pool.
     pub thin: Vec<(String, u64)>,
 }
 

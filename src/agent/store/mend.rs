@@ -17,9 +17,6 @@ use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::names::{LvName, dm_name};
 
-/// How often what is held is made to go on. What holds another up goes first, whichever that is.
-const ROUNDS_MAX: usize = 4;
-
 /// What the names of parts go on with behind that of their LV (lvmraid(7), lvmthin(7)).
 const PARTS: [&str; 4] = ["_rimage_", "_rmeta_", "_tdata", "_tmeta"];
 /// Length of an LV's identifier without dashes.
@@ -55,31 +52,43 @@ impl<H: Host> Turn<'_, H> {
     /// Whether all is as it should be.
     async fn try_to_mend(&mut self) -> Result<bool> {
         let state = self.refresh_though_partial().await?;
-        self.wake_pools(&state).await?;
-        let mut held = Vec::new();
-        for _ in 0..ROUNDS_MAX {
+        // What holds another up goes on first, whichever that is: so again, while they become fewer.
+        let mut held = usize::MAX;
+        while held > 0 {
             let layers = self.layers(&state).await?;
             if !self.take_back(&state, &layers).await? {
                 // It is at work still, or somebody else's: LVM waits for it, and this is done later.
                 return Ok(false);
             }
-            held = held_lvs(&state, layers.iter().filter(|layer| layer.suspended));
-            if held.is_empty() {
+            let still = held_lvs(&state, layers.iter().filter(|layer| layer.suspended));
+            if still.len() >= held {
                 break;
             }
-            self.let_go_on(&state, &held).await;
+            held = still.len();
+            self.let_go_on(&state, &still).await;
         }
-        let mut mended = held.is_empty();
+        Ok(self.remove_cut_thin(&state).await? && held == 0)
+    }
+
+    /// Removes the thin LVs that LVM was cut at. Whether none is left.
+    async fn remove_cut_thin(&mut self, state: &VgState) -> Result<bool> {
         let cut: Vec<_> = state.lvs.values().filter(|lv| lv.is_cut_thin()).collect();
-        for lv in &cut {
+        if cut.is_empty() {
+            return Ok(true);
+        }
+        self.wake_pools(state, &cut).await?;
+        let layers = self.layers(state).await?;
+        if !self.take_back(state, &layers).await? {
+            return Ok(false);
+        }
+        let mut removed = true;
+        for lv in cut {
             tracing::warn!(vg = %state.name, lv = %lv.name, "LVM was cut when it made this: it is removed, and made anew when it is asked for again");
             let change = Change::Remove { lv: lv.name.clone(), uuid: lv.uuid.clone() };
-            mended &= self.command(&change).await.is_ok();
+            removed &= self.command_or_log(&change).await;
         }
-        if !cut.is_empty() {
-            self.refresh_though_partial().await?;
-        }
-        Ok(mended)
+        self.refresh_though_partial().await?;
+        Ok(removed)
     }
 
     /// That a change does not have LVM tell a pool of a thin LV that it was cut at: of a snapshot, it would
@@ -113,17 +122,13 @@ impl<H: Host> Turn<'_, H> {
     }
 
     /// Only a pool that is active can be told to forget a thin device.
-    async fn wake_pools(&self, state: &VgState) -> Result<()> {
-        let pools: BTreeSet<_> =
-            state.lvs.values().filter(|lv| lv.is_cut_thin()).filter_map(Lv::pool).collect();
-        if pools.is_empty() {
-            return Ok(());
-        }
+    async fn wake_pools(&self, state: &VgState, cut: &[&Lv]) -> Result<()> {
         let layers = self.layers(state).await?;
+        let pools: BTreeSet<_> = cut.iter().filter_map(|lv| lv.pool()).collect();
         for pool in pools.into_iter().filter_map(|pool| state.lvs.get(pool)) {
             let id = pool.uuid.compact();
             if !layers.iter().any(|layer| layer.lv.starts_with(&id)) {
-                self.command(&Change::Activate { lv: pool.name.clone() }).await?;
+                self.command_or_log(&Change::Activate { lv: pool.name.clone() }).await;
             }
         }
         Ok(())
@@ -150,10 +155,17 @@ impl<H: Host> Turn<'_, H> {
     async fn let_go_on(&self, state: &VgState, held: &[&Lv]) {
         for lv in held {
             tracing::error!(vg = %state.name, lv = %lv.name, "LVM was cut while it held this: whoever uses it waits; it is resumed");
-            if let Err(error) = self.command(&Change::Refresh { lv: lv.name.clone() }).await {
-                tracing::error!(vg = %state.name, lv = %lv.name, error = error.chain(), "cannot resume this; it is tried again");
-            }
+            self.command_or_log(&Change::Refresh { lv: lv.name.clone() }).await;
         }
+    }
+
+    /// Whether it went well. What did not is tried again, with all else.
+    async fn command_or_log(&self, change: &Change) -> bool {
+        let ran = self.command(change).await;
+        if let Err(error) = &ran {
+            tracing::error!(vg = %self.vg.name(), error = error.chain(), "what LVM left cannot be mended now; it is tried again");
+        }
+        ran.is_ok()
     }
 
     async fn layers(&self, state: &VgState) -> Result<Vec<Layer>> {

@@ -30,7 +30,7 @@ silent) exit 0 ;;
 rubbish) printf '\377\376{"log": [{"'; exit 0 ;;
 half) "$real" "$@" | head -c 200; exit 0 ;;
 trace) exec strace -f -qq -o /run/weather/trace -e trace=ioctl "$real" "$@" ;;
-cut-*) exec strace -f -qq -o /dev/null -e inject=ioctl:signal=KILL:when="${how#cut-}" "$real" "$@" ;;
+cut-*) exec strace -f -qq -o /dev/null -e trace=ioctl -e inject=ioctl:signal=KILL:when="${how#cut-}" "$real" "$@" ;;
 hang) until [ -e /run/weather/go ]; do sleep 0.2; done; exec "$real" "$@" ;;
 esac
 "#;

@@ -2,17 +2,17 @@
 //! repeated call gets what was asked for, who uses a volume waits for nothing, and nothing is left.
 
 use anyhow::{Context, Result, ensure};
-use cinderblock_lab::driver::{Class, Csi, Machine, Source};
+use cinderblock_lab::driver::{self, Class, Csi, Machine, Source};
 use cinderblock_lab::long::{self, Random, figure};
 use tonic::Status;
 
 use super::broken_lvm::{spoil, wrap};
 use crate::support::{
-    GIB, MIB, THICK, THIN, VG, Vol, expect_nothing_left, filesystem, fill, pooled, power_cut,
-    started, sum,
+    BACKEND, GIB, MIB, THICK, THIN, VG, Vol, expect_nothing_left, filesystem, fill, pooled,
+    power_cut, started, sum,
 };
 
-/// Points that a short run cuts a command at, if it cuts that at all: one of two commands.
+/// Points that a short run cuts a command at, if it cuts that at all: the first one, and one of two others.
 const POINTS: usize = 1;
 /// What changes device-mapper.
 const CALLS: &str =
@@ -66,7 +66,7 @@ impl Cutter<'_> {
         call: impl Fn(&B) -> Result<T, Status>,
         after: impl Fn(B, T) -> Result<(), Status>,
     ) -> Result<()> {
-        if !long::is_long() && self.random.below(2) == 0 {
+        if !long::is_long() && self.cuts > 0 && self.random.below(2) == 0 {
             return Ok(());
         }
         let command = what.split(' ').next().unwrap_or_default();
@@ -95,15 +95,15 @@ impl Cutter<'_> {
         let there = before()?;
         spoil(self.machine, command, &format!("cut-{at}"))?;
         let first = call(&there);
+        if let Err(status) = &first {
+            println!("{command} cut at {at}: {:?}: {}", status.code(), status.message());
+        }
         self.machine.sh("test ! -e /run/weather/next").context("it was not run")?;
         self.cuts += 1;
         self.all_go_on()?;
         let done = match first {
             Ok(done) => done,
-            Err(status) => {
-                println!("{command} cut at {at}: {:?}: {}", status.code(), status.message());
-                call(&there).context("repeated")?
-            }
+            Err(_) => call(&there).context("repeated")?,
         };
         self.all_go_on().context("after the repeated call")?;
         after(there, done).context("taking it away")
@@ -120,9 +120,8 @@ impl Cutter<'_> {
         self.cut("lvcreate clone", || Ok(()), clone, delete)?;
         for (what, of) in [("lvcreate thin-snapshot", thin), ("lvcreate thick-snapshot", thick)] {
             let take = |(): &()| csi.snapshot("snapshot-x", &of.id);
-            let delete = |(): (), taken: cinderblock_lab::driver::pb::Snapshot| {
-                csi.delete_snapshot(&taken.snapshot_id)
-            };
+            let delete =
+                |(): (), taken: driver::pb::Snapshot| csi.delete_snapshot(&taken.snapshot_id);
             self.cut(what, || Ok(()), take, delete)?;
         }
         Ok(())
@@ -154,6 +153,27 @@ impl Cutter<'_> {
             self.cut("lvextend", larger, grow, on_node)?;
         }
         Ok(())
+    }
+
+    /// The agent itself has a pool grown, and nobody repeats a call. `filler` is in that pool.
+    fn pool_growth(&mut self, filler: &Vol) -> Result<()> {
+        let machine = self.machine;
+        let internal = |e: anyhow::Error| Status::internal(format!("{e:#}"));
+        let size = format!("lvs --noheadings -o lv_size {VG}/pool0 | tr -d ' '");
+        let fill = |before: &String| {
+            machine.sh(&format!(
+                "for i in $(seq 20); do
+                     dd if=/dev/zero bs=1M count=16 oflag=append conv=notrunc,fsync of={} 2>/dev/null
+                     sleep 2.5
+                     test \"$({size})\" = {before} || break
+                 done
+                 test \"$({size})\" != {before}
+                 while grep -q 1 /sys/block/dm-*/dm/suspended; do sleep 0.2; done",
+                filler.file("filling")
+            ))
+        };
+        let call = |before: &String| fill(before).map_err(internal);
+        self.cut("lvextend pool", || machine.sh(&size).map_err(internal), call, |_, _| Ok(()))
     }
 
     fn activation(&mut self, csi: &Csi) -> Result<()> {
@@ -191,7 +211,6 @@ fn lvm_that_is_killed_in_its_midst_holds_nobody_up() -> Result<()> {
         cutter.growth(&csi, &live)?;
         cutter.activation(&csi)?;
         figure(&format!("LVM commands cut: {}", cutter.cuts));
-        ensure!(cutter.cuts > 0, "none was cut");
         for (v, written) in live.iter().zip(written) {
             ensure!(sum(machine, &v.file("data"), 4)? == written, "{}: other data", v.lv());
             v.detach()?;
@@ -201,32 +220,65 @@ fn lvm_that_is_killed_in_its_midst_holds_nobody_up() -> Result<()> {
     })
 }
 
-/// LVM has told the pool of a thin LV, and is killed before it has noted that; then the power goes. LVM
+#[test]
+fn lvm_that_is_killed_while_a_pool_grows_holds_nobody_up() -> Result<()> {
+    let pool =
+        "reserve: 0%\nthinPool: { size: 5%, overprovision: 20, autogrow: { at: 50%, by: 64Mi } }";
+    let config = driver::backend(BACKEND, VG, 2, pool);
+    started("cut-growth", &[2 * GIB, 2 * GIB], &config, |machine| {
+        let csi = machine.driver.csi()?;
+        let v = Vol::create(&csi, THIN, "pvc-1", 3 * GIB)?;
+        v.attach()?;
+        let written = fill(machine, &v.file("data"), 4)?;
+        wrap(machine)?;
+        let random = Random::seeded("cut-growth");
+        let mut cutter = Cutter { machine, random, live: &[&v], cuts: 0 };
+        cutter.pool_growth(&v)?;
+        figure(&format!("growths of a pool cut: {}", cutter.cuts));
+        ensure!(sum(machine, &v.file("data"), 4)? == written, "other data");
+        v.detach()?;
+        v.delete()?;
+        expect_nothing_left(machine)
+    })
+}
+
+/// LVM has told the pool of a snapshot, and is killed before it has noted that; then the power goes. LVM
 /// refuses every change of that pool from then on.
 #[test]
-fn a_thin_lv_that_only_its_pool_knows_blocks_nothing() -> Result<()> {
+fn a_snapshot_that_only_its_pool_knows_blocks_nothing() -> Result<()> {
     started("half-made", &[2 * GIB], &pooled(1, "60%"), half_made)
 }
 
 fn half_made(machine: &Machine) -> Result<()> {
-    let other = Vol::create(&machine.driver.csi()?, THIN, "pvc-other", 64 * MIB)?;
+    let csi = machine.driver.csi()?;
+    let v = Vol::create(&csi, THIN, "pvc-1", 64 * MIB)?;
     machine.driver.stop()?;
-    machine.sh(&format!(
+    // How many calls there are before the second message differs by a few.
+    let cut = format!(
         "make() {{ strace -qq -o /run/trace \"$@\"; }}
-         lv() {{ echo lvm lvcreate -q -q -y -n $1 -V 64m --thinpool pool0 --addtag cinderblock=1 --addtag cb.volume \
-             --addtag cb.fresh --addtag cb.use=ext4 {VG}; }}
-         make -e trace=ioctl $(lv pvc-count)
-         second=$(grep -n DM_TARGET_MSG /run/trace | sed -n 2p | cut -d: -f1)
-         lvremove -q -q -y {VG}/pvc-count
-         make -e inject=ioctl:signal=KILL:when=$second $(lv pvc-half) || true
-         vgcfgbackup -qq -f /run/metadata {VG}
-         grep -q 'create = \"pvc-half\"' /run/metadata"
-    ))?;
+         snapshot() {{ echo lvm lvcreate -qqy -s -n snap-half --addtag cinderblock=1 --addtag cb.snapshot {VG}/pvc-1; }}
+         make -e trace=ioctl $(snapshot)
+         at=$(grep -n DM_TARGET_MSG /run/trace | sed -n 2p | cut -d: -f1)
+         for at in $(seq $at $((at + 9))); do
+             lvremove -qqy {VG}/snap-half
+             make -e trace=ioctl -e inject=ioctl:signal=KILL:when=$at $(snapshot) || true
+             lvcreate -qqy -V 64m --thinpool pool0 -n foreign {VG} 2>/run/refused || break
+             lvremove -qqy {VG}/foreign
+             dmsetup resume {VG}-pvc--1
+         done
+         cat /run/refused"
+    );
+    let refused = machine.sh(&cut)?;
+    ensure!(refused.contains("File exists"), "LVM mends this by itself: {refused}");
     power_cut(machine)?;
-    let v = Vol::create(&machine.driver.csi()?, THIN, "pvc-half", 64 * MIB)?;
-    v.attach()?;
-    v.detach()?;
+    let beside = Vol::create(&csi, THIN, "pvc-2", 64 * MIB)?;
+    for it in [&beside, &v] {
+        it.attach()?;
+        it.detach()?;
+    }
+    let taken = csi.snapshot("snapshot-half", &v.id)?;
+    csi.delete_snapshot(&taken.snapshot_id)?;
     v.delete()?;
-    other.delete()?;
+    beside.delete()?;
     expect_nothing_left(machine)
 }
