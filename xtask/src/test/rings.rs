@@ -37,6 +37,8 @@ pub(crate) struct Ring {
     pub(crate) needs: Needs,
     /// Whether it runs only when its name is given.
     pub(crate) on_demand: bool,
+    /// Whether it may run beside the ring `kubernetes`, which waits for half of its time.
+    pub(crate) beside: bool,
     tests: Tests,
 }
 
@@ -47,6 +49,7 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "plans, parsers, names and arithmetic of every crate, on nothing but memory",
         needs: Needs::Nothing,
         on_demand: false,
+        beside: false,
         tests: Tests::Units(&["roundtrip", "wire"]),
     },
     Ring {
@@ -54,6 +57,7 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "every use case on a simulated host, cut and failed at every effect",
         needs: Needs::Nothing,
         on_demand: false,
+        beside: false,
         tests: Tests::Target("service"),
     },
     Ring {
@@ -61,6 +65,7 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "CSI over the real socket, on the simulated host",
         needs: Needs::Nothing,
         on_demand: false,
+        beside: false,
         tests: Tests::Target("conformance"),
     },
     Ring {
@@ -68,6 +73,7 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "random clients and faults on the simulated host, against a model of what must come of it",
         needs: Needs::Nothing,
         on_demand: false,
+        beside: false,
         tests: Tests::Target("model"),
     },
     Ring {
@@ -75,6 +81,7 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "the driver on real LVM in node VMs, with power cuts; conformance once more",
         needs: Needs::Vms,
         on_demand: false,
+        beside: false,
         tests: Tests::Target("lvm"),
     },
     Ring {
@@ -82,6 +89,7 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "csi-sanity on thin, thick, block, raid1 and encrypted volumes in a node VM",
         needs: Needs::Vms,
         on_demand: false,
+        beside: true,
         tests: Tests::Sanity,
     },
     Ring {
@@ -89,6 +97,7 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "the lab's own VMs: boot, calls, networks, power cuts",
         needs: Needs::Vms,
         on_demand: false,
+        beside: true,
         tests: Tests::Target("vm"),
     },
     Ring {
@@ -96,6 +105,7 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "claims, pods and snapshots on a real Kubernetes of node VMs",
         needs: Needs::Kubernetes,
         on_demand: false,
+        beside: false,
         tests: Tests::Target("kubernetes"),
     },
     Ring {
@@ -103,6 +113,7 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "the lab's own Kubernetes without a driver",
         needs: Needs::Kubernetes,
         on_demand: true,
+        beside: false,
         tests: Tests::Target("cluster"),
     },
 ];

@@ -72,8 +72,7 @@ fn main() -> ExitCode {
     tests.add("mistakes::volume_group_that_is_missing", mistakes::volume_group_that_is_missing);
     tests.add("mistakes::access_mode_of_many_nodes", mistakes::access_mode_of_many_nodes);
     tests.add_alone("placement::capacity_follows_reality", placement::capacity_follows_reality);
-    tests.add_alone("restarts::agent", restarts::agent);
-    tests.add_alone("restarts::controller", restarts::controller);
+    tests.add_alone("restarts::agent_and_controller", restarts::agent_and_controller);
     tests.add_alone("restarts::node", restarts::node);
     tests.add_alone("restarts::a_node_that_is_off_keeps_its_volumes", restarts::node_off);
     tests.add_alone("uninstall::data_stays", uninstall::data_stays);

@@ -32,12 +32,13 @@ fn works_in_a_new_pod(test: &Test<'_>, claims: &[Claim; 3]) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn agent(cluster: &Cluster) -> Result<()> {
-    let test = Test::new(cluster, "agent")?;
+/// One after the other.
+pub(crate) fn agent_and_controller(cluster: &Cluster) -> Result<()> {
+    let test = Test::new(cluster, "restarts")?;
     let claims = in_use(&test)?;
     let all: Vec<_> = claims.iter().collect();
-    let pods = pods(cluster, "node")?;
-    let (old, _) = pods.iter().find(|(_, node)| node == "node1").context("no agent on node1")?;
+    let agents = pods(cluster, "node")?;
+    let (old, _) = agents.iter().find(|(_, node)| node == "node1").context("no agent on node1")?;
     cluster.kubectl_text(&["delete", "pod", "--namespace", SYSTEM, old])?;
     // While it is away, and when another one is there, the pod reads and writes.
     test.sh("user", &check(&all))?;
@@ -45,22 +46,7 @@ pub(crate) fn agent(cluster: &Cluster) -> Result<()> {
     agent_is_back(cluster, old)?;
     test.sh("user", &check(&all))?;
     works_in_a_new_pod(&test, &claims)?;
-    test.finish()
-}
 
-/// Waits for an agent on node1 that is ready and is not this one.
-fn agent_is_back(cluster: &Cluster, old: &str) -> Result<()> {
-    let find = || {
-        let found = pods(cluster, "node")?;
-        Ok(found.into_iter().find(|(name, node)| node == "node1" && name != old))
-    };
-    let (new, _) = cluster.eventually("a new agent", SOON, find)?;
-    cluster.wait_for_pod(SYSTEM, &new, SOON).map(drop)
-}
-
-pub(crate) fn controller(cluster: &Cluster) -> Result<()> {
-    let test = Test::new(cluster, "controller")?;
-    let claims = in_use(&test)?;
     for (name, _) in pods(cluster, "controller")? {
         cluster.kubectl_text(&["delete", "pod", "--namespace", SYSTEM, &name, "--wait=false"])?;
     }
@@ -73,6 +59,16 @@ pub(crate) fn controller(cluster: &Cluster) -> Result<()> {
     test.run(&pod("reader", &[&clone]))?;
     test.sh("reader", &check(&[&clone]))?;
     test.finish()
+}
+
+/// Waits for an agent on node1 that is ready and is not this one.
+fn agent_is_back(cluster: &Cluster, old: &str) -> Result<()> {
+    let find = || {
+        let found = pods(cluster, "node")?;
+        Ok(found.into_iter().find(|(name, node)| node == "node1" && name != old))
+    };
+    let (new, _) = cluster.eventually("a new agent", SOON, find)?;
+    cluster.wait_for_pod(SYSTEM, &new, SOON).map(drop)
 }
 
 pub(crate) fn node(cluster: &Cluster) -> Result<()> {
