@@ -31,8 +31,10 @@ impl<H: Host> Agent<H> {
         plan: impl Fn(&VgState, &Rules) -> Result<Plan> + Send + Sync,
     ) -> Result<Arc<VgState>> {
         let mut progress = false;
+        // Kept to the end: whoever let go of it after a step would wait for all others' steps to hear
+        // that its own is done.
+        let mut turn = self.0.store.turn(vg).await?;
         for _ in 0..ROUNDS_MAX {
-            let mut turn = self.0.store.turn(vg).await?;
             let state = turn.refresh().await.map_err(|e| in_doubt(e, progress))?;
             let rules = self.rules(&state).await.map_err(|e| in_doubt(e, progress))?;
             let steps = match plan(&state, &rules).map_err(|e| in_doubt(e, progress))? {
@@ -46,6 +48,7 @@ impl<H: Host> Agent<H> {
                     drop(turn);
                     progress = true;
                     self.zero_and_settle(vg, &lv).await.map_err(|e| in_doubt(e, progress))?;
+                    turn = self.0.store.turn(vg).await.map_err(|e| in_doubt(e, progress))?;
                     continue;
                 }
             };

@@ -8,6 +8,7 @@ use cinderblock::error::ErrorKind;
 use cinderblock::lvm::tag::{FsType, Pending, Tags, Usage};
 use cinderblock::sim::{Content, Fault, Mode};
 use cinderblock::units::Bytes;
+use futures_util::future::join_all;
 
 use crate::support::{Node, VG, cloned, mounted, restored, staging, thick, thin, volume};
 
@@ -51,6 +52,29 @@ async fn lvm_runs_once_for_each_change_and_never_to_read() {
         node.delete(&b).await.unwrap();
     }
     assert_eq!(lvm(), 0, "what is done already");
+}
+
+/// Thirty claims at once: the first is not bound only when the last is made.
+#[tokio::test(start_paused = true)]
+async fn of_many_calls_at_once_each_is_answered_when_its_own_is_done() {
+    let node = Node::ready().await;
+    // So that calls meet wherever they wait.
+    node.host.pace(1);
+    let before = node.host.programs_run().len();
+    let create = |n: usize| {
+        let node = &node;
+        async move {
+            let class = if n.is_multiple_of(2) { thin } else { thick };
+            node.create(class(&format!("pvc-{n}"))).await.unwrap();
+            let runs = node.host.programs_run();
+            runs[before..].iter().filter(|run| run.contains("lvcreate")).count()
+        }
+    };
+    let mut made = join_all((0..10).map(create)).await;
+    made.sort_unstable();
+    for (answered, made) in made.iter().enumerate() {
+        assert!(made - answered <= 2, "{made} were made when {answered} had been answered");
+    }
 }
 
 #[tokio::test(start_paused = true)]
