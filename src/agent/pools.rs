@@ -163,6 +163,11 @@ impl<H: Host> Agent<H> {
                 tracing::info!(vg = %after.name, %pool, from = %size(&before), to = %size(&after), "the thin pool has grown");
                 None
             }
+            // It was killed, or its outcome is not known: the next look begins again.
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                tracing::warn!(vg = %before.name, %pool, error = error.chain(), "growing the thin pool was cut; it is tried again");
+                None
+            }
             Err(error) => Some(error.chain()),
         };
         self.0.setup.pools.change(&before, pool, |seen| {

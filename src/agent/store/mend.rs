@@ -52,20 +52,22 @@ impl<H: Host> Turn<'_, H> {
     /// Whether all is as it should be.
     async fn try_to_mend(&mut self) -> Result<bool> {
         let state = self.refresh_though_partial().await?;
-        // What holds another up goes on first, whichever that is: so again, while they become fewer.
+        // While it helps: what is held up by another goes on after that.
         let mut held = usize::MAX;
         while held > 0 {
             let layers = self.layers(&state).await?;
-            if !self.take_back(&state, &layers).await? {
+            let still = held_lvs(&state, layers.iter().filter(|layer| layer.suspended));
+            let pools: Vec<_> = still.iter().copied().filter(|lv| is_pool(lv)).collect();
+            if !self.take_back(&state, &layers, &pools).await? {
                 // It is at work still, or somebody else's: LVM waits for it, and this is done later.
                 return Ok(false);
             }
-            let still = held_lvs(&state, layers.iter().filter(|layer| layer.suspended));
             if still.len() >= held {
                 break;
             }
             held = still.len();
-            self.let_go_on(&state, &still).await;
+            // A volume cannot go on before its pool does.
+            self.let_go_on(&state, if pools.is_empty() { &still } else { &pools }).await;
         }
         Ok(self.remove_cut_thin(&state).await? && held == 0)
     }
@@ -78,7 +80,7 @@ impl<H: Host> Turn<'_, H> {
         }
         self.wake_pools(state, &cut).await?;
         let layers = self.layers(state).await?;
-        if !self.take_back(state, &layers).await? {
+        if !self.take_back(state, &layers, &[]).await? {
             return Ok(false);
         }
         let mut removed = true;
@@ -134,11 +136,19 @@ impl<H: Host> Turn<'_, H> {
         Ok(())
     }
 
-    /// Takes back what is half done. `false`: somebody is at work.
-    async fn take_back(&self, state: &VgState, layers: &[Layer]) -> Result<bool> {
+    /// Takes back what is half done, but not what lies in these pools, which are held. `false`: somebody
+    /// is at work.
+    async fn take_back(&self, state: &VgState, layers: &[Layer], held: &[&Lv]) -> Result<bool> {
+        // The kernel holds a volume of such a pool once for each of its tables, and lets go of it once for
+        // each that is left when the pool goes on: one whose table were dropped meanwhile would be held until
+        // the next boot (drivers/md/dm-thin.c, suspend_active_thins).
+        let in_held = |lv: &&Lv| held.iter().any(|pool| lv.pool() == Some(&pool.name));
+        let ids: Vec<_> = state.lvs.values().filter(in_held).map(|lv| lv.uuid.compact()).collect();
+        let can_be_taken = |it: &&Layer| !ids.iter().any(|id| it.lv.starts_with(id));
+        let taken = layers.iter().filter(can_be_taken);
         let halves = Halves {
             abandoned: abandoned(state, layers),
-            devices: layers.iter().map(|layer| layer.name.clone()).collect(),
+            devices: taken.map(|layer| layer.name.clone()).collect(),
             thin: state.lvs.values().filter_map(|lv| half_made(state, lv)).collect(),
         };
         let name = state.name.clone();
@@ -192,6 +202,10 @@ fn is_ours(state: &VgState, lv: &Lv) -> bool {
     lv.tags.is_ours() || serves()
 }
 
+const fn is_pool(lv: &Lv) -> bool {
+    matches!(lv.layout, LvLayout::ThinPool { .. })
+}
+
 /// Devices that nothing has a use for: parts of what is not active itself (LVM gives no LV a name that
 /// looks like a part's), and what lies under a thick snapshot or its volume where there is none.
 fn abandoned(state: &VgState, layers: &[Layer]) -> Vec<String> {
@@ -218,8 +232,7 @@ fn abandoned(state: &VgState, layers: &[Layer]) -> Vec<String> {
     abandoned.map(|layer| layer.name.clone()).collect()
 }
 
-/// The LVs that devices belong to, as far as they are ours to see to; pools last: each goes on with any
-/// of its volumes.
+/// The LVs that devices belong to, as far as they are ours to see to.
 fn held_lvs<'a, 'b>(state: &'a VgState, held: impl Iterator<Item = &'b Layer>) -> Vec<&'a Lv> {
     let held: Vec<_> = held.collect();
     let is_held = |lv: &Lv| {
@@ -228,12 +241,10 @@ fn held_lvs<'a, 'b>(state: &'a VgState, held: impl Iterator<Item = &'b Layer>) -
     };
     // LVM holds a thick snapshot and its volume together, by the volume.
     let snapshot = |lv: &Lv| state.cow_snapshots(&lv.name).any(is_held);
-    let mut lvs: Vec<_> = state
+    state
         .lvs
         .values()
         .filter(|lv| is_held(lv) || lv.parts.iter().any(is_held) || snapshot(lv))
         .filter(|lv| lv.cow_origin().is_none() && is_ours(state, lv))
-        .collect();
-    lvs.sort_by_key(|lv| matches!(lv.layout, LvLayout::ThinPool { .. }));
-    lvs
+        .collect()
 }
