@@ -19,15 +19,6 @@ use clap::Args;
 use program::{Long, Outcome, Program};
 use rings::{Needs, RINGS, Ring};
 
-/// Rings run beside the ring `kubernetes` on a machine with as much memory as this (8 GB), in bytes.
-const MEMORY_FOR_BOTH: u64 = 7_500_000_000;
-
-/// How many VMs these may have.
-const AT_ONCE_BESIDE: usize = 2;
-
-/// Who runs beside gives way: nodes of Kubernetes that are slow run into its own time limits.
-const NICE: i32 = 5;
-
 /// Run the tests: all, one ring, or those with a text in their names
 ///
 /// The rings: unit, service, conformance, model (these need nothing), lvm, sanity, lab (these boot VMs
@@ -83,42 +74,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     for program in jobs.iter_mut().flat_map(|job| &mut job.programs) {
         program.long = arguments.long;
     }
-    let done = run_rings(&jobs, filter);
+    let mut done = Vec::new();
+    for job in &jobs {
+        done.push(run_ring(job, filter));
+    }
     Ok(sum_up(&jobs, &done, start))
-}
-
-/// One ring after the other; beside the ring `kubernetes`, at its end, those that may.
-fn run_rings(jobs: &[Job], filter: Option<&str>) -> Vec<Done> {
-    let with_kubernetes = jobs.iter().any(|job| job.ring.needs == Needs::Kubernetes);
-    if !with_kubernetes || rustix::system::sysinfo().totalram < MEMORY_FOR_BOTH {
-        return jobs.iter().map(|job| run_ring(job, filter, None)).collect();
-    }
-    thread::scope(|scope| {
-        let (mut beside, mut done) = (None, Vec::new());
-        for job in jobs {
-            if job.ring.needs == Needs::Kubernetes && beside.is_none() {
-                beside = Some(scope.spawn(|| run_beside(jobs, filter)));
-            }
-            done.push((!job.ring.beside).then(|| run_ring(job, filter, None)));
-        }
-        let mut beside = beside.and_then(|lane| lane.join().ok()).into_iter().flatten();
-        let lost = || {
-            let mut outcome = Outcome::default();
-            outcome.fail("a panic".to_owned());
-            Done { outcome, took: Duration::ZERO }
-        };
-        done.into_iter().map(|it| it.or_else(|| beside.next()).unwrap_or_else(lost)).collect()
-    })
-}
-
-/// Runs the rings that run beside another, with what that leaves of the machine.
-fn run_beside(jobs: &[Job], filter: Option<&str>) -> Vec<Done> {
-    // Of this thread, and so of whatever it starts (sched(7): on Linux a nice value is a thread's own).
-    if let Err(error) = rustix::process::nice(NICE) {
-        println!("running beside each other, but not nicely: {error}");
-    }
-    let jobs = jobs.iter().filter(|job| job.ring.beside);
-    jobs.map(|job| run_ring(job, filter, Some(AT_ONCE_BESIDE))).collect()
 }
 
 /// Checks for what the rings need and installs what is missing.
@@ -210,25 +170,23 @@ struct Done {
     took: Duration,
 }
 
-/// `at_once` is how many VMs it may have, if that is not for the machine to say.
-fn run_ring(job: &Job, filter: Option<&str>, at_once: Option<usize>) -> Done {
+fn run_ring(job: &Job, filter: Option<&str>) -> Done {
     let ring = job.ring;
     println!("\n{ring}: {}", ring.about);
     let start = Instant::now();
     // A VM has one CPU, and a test sleeps for some of its time: one more than there are cores. More
     // than this would take more memory than docs/testing.md says.
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let vms = at_once.unwrap_or_else(|| cores.saturating_add(1).min(4));
-    let vms = (ring.needs == Needs::Vms).then_some(vms);
+    let at_once = (ring.needs == Needs::Vms).then(|| cores.saturating_add(1).min(4));
     let mut outcome = Outcome::default();
     for program in &job.programs {
-        match program.run(filter, ring.needs != Needs::Nothing, vms) {
+        match program.run(filter, ring.needs != Needs::Nothing, at_once) {
             Ok(ran) => outcome.add(ran),
             Err(error) => outcome.fail(format!("{error:#}")),
         }
     }
     if !job.kinds.is_empty() {
-        outcome.add(sanity::run(&job.kinds, filter, at_once.unwrap_or(job.kinds.len())));
+        outcome.add(sanity::run(&job.kinds, filter));
     }
     if outcome.counts.total() == 0 {
         outcome.fail(format!("no test of ring {ring} ran"));
@@ -289,12 +247,12 @@ mod tests {
     fn a_ring_that_cannot_run_fails() {
         let ring = &RINGS[0];
         let empty = Job { ring, programs: Vec::new(), kinds: Vec::new() };
-        assert_eq!(run_ring(&empty, None, None).outcome.failed, ["no test of ring unit ran"]);
+        assert_eq!(run_ring(&empty, None).outcome.failed, ["no test of ring unit ran"]);
         let words = vec![OsString::from("/no/such/program")];
         let program =
             Program { name: "it".to_owned(), folder: "/".into(), words, long: Long::default() };
         let job = Job { programs: vec![program], ..empty };
-        let outcome = run_ring(&job, None, None).outcome;
+        let outcome = run_ring(&job, None).outcome;
         assert_eq!(outcome.counts, Counts { passed: 0, failed: 1, skipped: 0 });
         assert!(outcome.failed[0].contains("starting it"), "{outcome:?}");
     }

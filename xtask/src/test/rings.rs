@@ -37,8 +37,6 @@ pub(crate) struct Ring {
     pub(crate) needs: Needs,
     /// Whether it runs only when its name is given.
     pub(crate) on_demand: bool,
-    /// Whether it may run beside the ring `kubernetes`, which waits for half of its time.
-    pub(crate) beside: bool,
     tests: Tests,
 }
 
@@ -49,7 +47,6 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "plans, parsers, names and arithmetic of every crate, on nothing but memory",
         needs: Needs::Nothing,
         on_demand: false,
-        beside: false,
         tests: Tests::Units(&["roundtrip", "wire"]),
     },
     Ring {
@@ -57,7 +54,6 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "every use case on a simulated host, cut and failed at every effect",
         needs: Needs::Nothing,
         on_demand: false,
-        beside: false,
         tests: Tests::Target("service"),
     },
     Ring {
@@ -65,7 +61,6 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "CSI over the real socket, on the simulated host",
         needs: Needs::Nothing,
         on_demand: false,
-        beside: false,
         tests: Tests::Target("conformance"),
     },
     Ring {
@@ -73,7 +68,6 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "random clients and faults on the simulated host, against a model of what must come of it",
         needs: Needs::Nothing,
         on_demand: false,
-        beside: false,
         tests: Tests::Target("model"),
     },
     Ring {
@@ -81,7 +75,6 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "the driver on real LVM in node VMs, with power cuts; conformance once more",
         needs: Needs::Vms,
         on_demand: false,
-        beside: false,
         tests: Tests::Target("lvm"),
     },
     Ring {
@@ -89,7 +82,6 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "csi-sanity on thin, thick, block, raid1 and encrypted volumes in a node VM",
         needs: Needs::Vms,
         on_demand: false,
-        beside: true,
         tests: Tests::Sanity,
     },
     Ring {
@@ -97,7 +89,6 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "the lab's own VMs: boot, calls, networks, power cuts",
         needs: Needs::Vms,
         on_demand: false,
-        beside: true,
         tests: Tests::Target("vm"),
     },
     Ring {
@@ -105,7 +96,6 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "claims, pods and snapshots on a real Kubernetes of node VMs",
         needs: Needs::Kubernetes,
         on_demand: false,
-        beside: false,
         tests: Tests::Target("kubernetes"),
     },
     Ring {
@@ -113,7 +103,6 @@ pub(crate) static RINGS: [Ring; 9] = [
         about: "the lab's own Kubernetes without a driver",
         needs: Needs::Kubernetes,
         on_demand: true,
-        beside: false,
         tests: Tests::Target("cluster"),
     },
 ];

@@ -1,6 +1,5 @@
 //! csi-sanity as a ring: one run per kind of volume, each of its cases counted as a test. The runs themselves are in the lab.
 
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,43 +26,37 @@ pub(super) fn kinds(filter: Option<&str>) -> Result<Vec<Kind>> {
     Ok(kinds)
 }
 
-/// Runs these kinds, so many of them side by side: each has a VM of its own, and a VM has one CPU.
-pub(super) fn run(kinds: &[Kind], filter: Option<&str>, at_once: usize) -> Outcome {
+/// Runs these kinds side by side: each has a VM of its own, and a VM has one CPU.
+pub(super) fn run(kinds: &[Kind], filter: Option<&str>) -> Outcome {
     let flags = flags(filter);
-    let next = Mutex::new(kinds.iter());
-    let take = || next.lock().unwrap_or_else(PoisonError::into_inner).next().copied();
-    let lane = || {
-        let mut outcome = Outcome::default();
-        while let Some(kind) = take() {
-            outcome.add(run_kind(kind, &flags));
-        }
-        outcome
-    };
     thread::scope(|scope| {
-        let lanes: Vec<_> = (0..at_once.min(kinds.len())).map(|_| scope.spawn(lane)).collect();
+        let start = |kind: &Kind| {
+            let (kind, flags) = (*kind, &flags);
+            (kind, scope.spawn(move || timed(kind, flags)))
+        };
+        let started: Vec<_> = kinds.iter().map(start).collect();
         let mut outcome = Outcome::default();
-        for lane in lanes {
-            match lane.join() {
-                Ok(ran) => outcome.add(ran),
-                Err(_) => outcome.fail("csi-sanity: a panic".to_owned()),
+        for (kind, thread) in started {
+            let Ok((ran, took)) = thread.join() else {
+                outcome.fail(format!("csi-sanity on {} volumes: a panic", kind.name()));
+                continue;
+            };
+            match ran {
+                Ok(run) => outcome.add(judge(kind, &run, took)),
+                Err(error) => {
+                    println!("{error:#}");
+                    let name = kind.name();
+                    outcome.fail(format!("csi-sanity on {name} volumes did not come to its end"));
+                }
             }
         }
         outcome
     })
 }
 
-fn run_kind(kind: Kind, flags: &[String]) -> Outcome {
+fn timed(kind: Kind, flags: &[String]) -> (Result<sanity::Run>, Duration) {
     let start = Instant::now();
-    match sanity::run(kind, flags, false) {
-        Ok(run) => judge(kind, &run, start.elapsed()),
-        Err(error) => {
-            println!("{error:#}");
-            let mut outcome = Outcome::default();
-            let name = kind.name();
-            outcome.fail(format!("csi-sanity on {name} volumes did not come to its end"));
-            outcome
-        }
-    }
+    (sanity::run(kind, flags, false), start.elapsed())
 }
 
 fn judge(kind: Kind, run: &sanity::Run, took: Duration) -> Outcome {
