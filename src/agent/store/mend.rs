@@ -62,6 +62,13 @@ impl<H: Host> Turn<'_, H> {
                 // It is at work still, or somebody else's: LVM waits for it, and this is done later.
                 return Ok(false);
             }
+            // Parts seemed to be in use as long as there was what LVM had begun to make of them.
+            let left = self.layers(&state).await?;
+            if !abandoned(&state, &left).is_empty()
+                && !self.take_back(&state, &left, &pools).await?
+            {
+                return Ok(false);
+            }
             if still.len() >= held {
                 break;
             }
