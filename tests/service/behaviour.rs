@@ -54,7 +54,7 @@ async fn lvm_runs_once_for_each_change_and_never_to_read() {
     assert_eq!(lvm(), 0, "what is done already");
 }
 
-/// Thirty claims at once: the first is not bound only when the last is made.
+/// Of many claims at once, the first is not bound only when the last is made.
 #[tokio::test(start_paused = true)]
 async fn of_many_calls_at_once_each_is_answered_when_its_own_is_done() {
     let node = Node::ready().await;

@@ -57,16 +57,13 @@ impl<H: Host> Turn<'_, H> {
         while held > 0 {
             let layers = self.layers(&state).await?;
             let still = held_lvs(&state, layers.iter().filter(|layer| layer.suspended));
-            let pools: Vec<_> = still.iter().copied().filter(|lv| is_pool(lv)).collect();
-            if !self.take_back(&state, &layers, &pools).await? {
+            if !self.take_back(&state, &layers).await? {
                 // It is at work still, or somebody else's: LVM waits for it, and this is done later.
                 return Ok(false);
             }
             // Parts seemed to be in use as long as there was what LVM had begun to make of them.
             let left = self.layers(&state).await?;
-            if !abandoned(&state, &left).is_empty()
-                && !self.take_back(&state, &left, &pools).await?
-            {
+            if !abandoned(&state, &left).is_empty() && !self.take_back(&state, &left).await? {
                 return Ok(false);
             }
             if still.len() >= held {
@@ -74,6 +71,7 @@ impl<H: Host> Turn<'_, H> {
             }
             held = still.len();
             // A volume cannot go on before its pool does.
+            let pools: Vec<_> = still.iter().copied().filter(|lv| is_pool(lv)).collect();
             self.let_go_on(&state, if pools.is_empty() { &still } else { &pools }).await;
         }
         Ok(self.remove_cut_thin(&state).await? && held == 0)
@@ -87,7 +85,7 @@ impl<H: Host> Turn<'_, H> {
         }
         self.wake_pools(state, &cut).await?;
         let layers = self.layers(state).await?;
-        if !self.take_back(state, &layers, &[]).await? {
+        if !self.take_back(state, &layers).await? {
             return Ok(false);
         }
         let mut removed = true;
@@ -143,19 +141,11 @@ impl<H: Host> Turn<'_, H> {
         Ok(())
     }
 
-    /// Takes back what is half done, but not what lies in these pools, which are held. `false`: somebody
-    /// is at work.
-    async fn take_back(&self, state: &VgState, layers: &[Layer], held: &[&Lv]) -> Result<bool> {
-        // The kernel holds a volume of such a pool once for each of its tables, and lets go of it once for
-        // each that is left when the pool goes on: one whose table were dropped meanwhile would be held until
-        // the next boot (drivers/md/dm-thin.c, suspend_active_thins).
-        let in_held = |lv: &&Lv| held.iter().any(|pool| lv.pool() == Some(&pool.name));
-        let ids: Vec<_> = state.lvs.values().filter(in_held).map(|lv| lv.uuid.compact()).collect();
-        let can_be_taken = |it: &&Layer| !ids.iter().any(|id| it.lv.starts_with(id));
-        let taken = layers.iter().filter(can_be_taken);
+    /// Takes back what is half done. `false`: somebody is at work.
+    async fn take_back(&self, state: &VgState, layers: &[Layer]) -> Result<bool> {
         let halves = Halves {
             abandoned: abandoned(state, layers),
-            devices: taken.map(|layer| layer.name.clone()).collect(),
+            devices: may_lose_tables(state, layers),
             thin: state.lvs.values().filter_map(|lv| half_made(state, lv)).collect(),
         };
         let name = state.name.clone();
@@ -180,7 +170,7 @@ impl<H: Host> Turn<'_, H> {
     async fn command_or_log(&self, change: &Change) -> bool {
         let ran = self.command(change).await;
         if let Err(error) = &ran {
-            tracing::error!(vg = %self.vg.name(), error = error.chain(), "what LVM left cannot be mended now; it is tried again");
+            tracing::error!(vg = %self.vg.name(), error = error.chain(), "an LVM command was cut, and what it left cannot be mended now; it is tried again");
         }
         ran.is_ok()
     }
@@ -211,6 +201,18 @@ fn is_ours(state: &VgState, lv: &Lv) -> bool {
 
 const fn is_pool(lv: &Lv) -> bool {
     matches!(lv.layout, LvLayout::ThinPool { .. })
+}
+
+/// The devices whose tables may be dropped that are not in force: all but volumes of a pool that is held.
+/// The kernel holds such a volume once for each of its tables, and lets go of it once for each that is
+/// left when the pool goes on: one whose table were dropped meanwhile would be held until the next boot
+/// (drivers/md/dm-thin.c, `suspend_active_thins`).
+fn may_lose_tables(state: &VgState, layers: &[Layer]) -> Vec<String> {
+    let held = held_lvs(state, layers.iter().filter(|layer| layer.suspended));
+    let in_held = |lv: &&Lv| held.iter().any(|held| lv.pool() == Some(&held.name));
+    let ids: Vec<_> = state.lvs.values().filter(in_held).map(|lv| lv.uuid.compact()).collect();
+    let may = |it: &&Layer| !ids.iter().any(|id| it.lv.starts_with(id));
+    layers.iter().filter(may).map(|layer| layer.name.clone()).collect()
 }
 
 /// Devices that nothing has a use for: parts of what is not active itself (LVM gives no LV a name that
