@@ -14,6 +14,7 @@
 )]
 
 pub mod bootfile;
+mod cache;
 pub mod cargo;
 pub mod cluster;
 pub mod console;
@@ -22,8 +23,10 @@ pub mod driver_image;
 pub mod exec;
 pub mod guest;
 mod guest_program;
+mod heartbeat;
 pub mod images;
 pub mod install;
+pub mod kernel;
 pub mod lab;
 pub mod libtest;
 pub mod long;

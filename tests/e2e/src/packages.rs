@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -61,10 +61,27 @@ const NEEDED: [(Probe, &str); 31] = [
     (Probe::Program("findmnt"), "util-linux"),
 ];
 
+/// What it takes to build a kernel: a quarter of an hour's work, done once.
+const NEEDED_FOR_KERNEL: [(Probe, &str); 9] = [
+    (Probe::Program("gcc"), "gcc"),
+    (Probe::Files(&["/usr/include/stdio.h"]), "libc6-dev"),
+    (Probe::Program("make"), "make"),
+    (Probe::Program("flex"), "flex"),
+    (Probe::Program("bison"), "bison"),
+    (Probe::Program("bc"), "bc"),
+    (Probe::Program("xz"), "xz-utils"),
+    (Probe::Program("perl"), "perl"),
+    (Probe::Files(&["/usr/share/keyrings/debian-archive-keyring.gpg"]), "debian-archive-keyring"),
+];
+
 /// The packages that must be installed before a lab can come up; empty when nothing is missing.
 #[must_use]
 pub fn missing() -> BTreeSet<&'static str> {
-    NEEDED.iter().filter(|(probe, _)| !present(*probe)).map(|(_, package)| *package).collect()
+    missing_of(&NEEDED)
+}
+
+fn missing_of(needed: &[(Probe, &'static str)]) -> BTreeSet<&'static str> {
+    needed.iter().filter(|(probe, _)| !present(*probe)).map(|(_, package)| *package).collect()
 }
 
 /// Checks that nothing is missing, and installs nothing.
@@ -81,7 +98,7 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that node VMs can run here. Installs what is missing with `apt-get`, printing its
+/// Makes sure that what VMs need is installed. Installs what is missing with `apt-get`, printing its
 /// progress; quick when nothing is.
 ///
 /// # Errors
@@ -96,7 +113,19 @@ pub fn ensure() -> Result<()> {
         rustix::process::geteuid().is_root(),
         "VMs, their disks and their network take root: run this with sudo"
     );
-    let wanted = missing();
+    install(&NEEDED)
+}
+
+/// Makes sure that a kernel can be built here, as [`ensure`] does for VMs.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_for_kernel() -> Result<()> {
+    install(&NEEDED_FOR_KERNEL)
+}
+
+fn install(needed: &[(Probe, &'static str)]) -> Result<()> {
+    let wanted = missing_of(needed);
     if wanted.is_empty() {
         return Ok(());
     }
@@ -119,7 +148,7 @@ pub fn ensure() -> Result<()> {
         }
     }
     let left: Vec<_> =
-        NEEDED.iter().filter(|(probe, _)| !present(*probe)).map(|(probe, _)| probe).collect();
+        needed.iter().filter(|(probe, _)| !present(*probe)).map(|(probe, _)| probe).collect();
     ensure!(
         left.is_empty(),
         "apt-get installed {list}, but these are still missing: {left:?}; the lab is made for \
@@ -127,17 +156,6 @@ pub fn ensure() -> Result<()> {
     );
     say("all packages are installed");
     Ok(())
-}
-
-/// The `linux.uml` program.
-///
-/// # Errors
-/// It is not installed.
-pub fn uml_kernel() -> Result<PathBuf> {
-    programs::find("linux.uml").context(
-        "linux.uml is not installed: run `apt-get install -y --no-install-recommends \
-         user-mode-linux`",
-    )
 }
 
 fn apt_get(apt: &Path, words: &[&str]) -> Result<bool> {

@@ -41,7 +41,7 @@ use crate::lab::Lab;
 use crate::pki::Pki;
 use crate::tools::{self, Tools};
 use crate::vm::{Node, read_json, write_json};
-use crate::{packages, say};
+use crate::{lab, say};
 use paths::Paths;
 
 /// A Kubernetes cluster. All state is in files and processes, so that any process can take it up
@@ -67,7 +67,7 @@ impl Cluster {
     /// Brings the cluster up and waits until nodes, DNS and snapshot controller are ready. What runs
     /// already stays; nodes that were off boot with their disks and come back with their pods.
     ///
-    /// The first time on a machine this installs packages and builds the lab's tools.
+    /// The first time on a machine this installs packages and builds the VMs' kernel and the lab's tools.
     ///
     /// # Errors
     /// The first thing that did not work; what did come up stays.
@@ -75,7 +75,7 @@ impl Cluster {
         let start = Instant::now();
         options.validate()?;
         ensure!(rustix::process::geteuid().is_root(), "a lab needs root: run this with sudo");
-        packages::ensure()?;
+        lab::ensure()?;
         let tools = tools::ensure()?;
         let images = images::ensure(&tools)?;
         let cluster = Self::new(options, tools)?;

@@ -26,6 +26,13 @@ const REAL: [(&str, &str); 2] =
 pub(super) fn enter() -> Result<()> {
     step("mount /proc", || mount_at("proc", "/proc", "proc", ""))?;
     step("mount /sys", || mount_at("sysfs", "/sys", "sysfs", ""))?;
+    step("mount /dev", || {
+        // Some kernels do so themselves.
+        if Path::new(SYSTEM_DEVICE).exists() {
+            return Ok(());
+        }
+        mount_at("devtmpfs", "/dev", "devtmpfs", "")
+    })?;
     step("load overlay", || {
         let known = fs::read_to_string("/proc/filesystems").context("reading /proc/filesystems")?;
         if known.lines().any(|line| line.ends_with("\toverlay")) {

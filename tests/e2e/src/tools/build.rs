@@ -2,8 +2,8 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -11,10 +11,7 @@ use serde::Deserialize;
 use super::Tools;
 use super::catalog::{self, Module, SNAPSHOT_CRDS, Tool};
 use super::go::Go;
-use crate::{console, say};
-
-/// How often a long build says that it goes on.
-const HEARTBEAT: Duration = Duration::from_secs(30);
+use crate::{console, heartbeat, say};
 
 /// Lines of a build's output in an error message.
 const TAIL: usize = 20;
@@ -54,7 +51,7 @@ pub(super) fn build(go: &Go, tool: &Tool, tools: &Tools, place: &str) -> Result<
     let mut command = command(go, tool.module);
     command.arg("build").args(catalog::build_flags()).arg("-o").arg(&partial).arg(tool.package);
     command.stdout(output.try_clone()?).stderr(output);
-    let status = run_with_heartbeat(command, tool.name)?;
+    let status = heartbeat::wait(command, &format!("tools: still building {}", tool.name))?;
     ensure!(
         status.success(),
         "`go build {}` failed ({status}); the end of {}:\n{}",
@@ -65,22 +62,6 @@ pub(super) fn build(go: &Go, tool: &Tool, tools: &Tools, place: &str) -> Result<
     finish(&partial, &tools.program(tool.name))?;
     say(&format!("tools: {place}: {} after {} s", tool.name, start.elapsed().as_secs()));
     Ok(())
-}
-
-fn run_with_heartbeat(mut command: Command, name: &str) -> Result<ExitStatus> {
-    let mut child = command.spawn().context("starting go")?;
-    let start = Instant::now();
-    let mut said = Duration::ZERO;
-    loop {
-        if let Some(status) = child.try_wait().context("waiting for go")? {
-            return Ok(status);
-        }
-        if start.elapsed() > said + HEARTBEAT {
-            said = start.elapsed();
-            say(&format!("tools: still building {name}, {} s", said.as_secs()));
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Gives a file its name once it is on disk.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 pub use catalog::version;
 
-use crate::say;
+use crate::{cache, say};
 use catalog::{TOOLS, Tool};
 
 /// The tools of this checkout in the cache.
@@ -30,7 +30,7 @@ impl Tools {
     /// # Errors
     /// There is no cache folder: neither `XDG_CACHE_HOME` nor `HOME` is set.
     pub fn locate() -> Result<Self> {
-        Ok(Self { dir: cache()?.join(format!("tools-{}", catalog::key())) })
+        Ok(Self { dir: cache::folder()?.join(format!("tools-{}", catalog::key())) })
     }
 
     /// Those in this folder.
@@ -72,13 +72,7 @@ impl Tools {
     pub(crate) fn lock(&self) -> Result<File> {
         let dir = &self.dir;
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-        let file = dir.join("lock");
-        let lock = File::create(&file).with_context(|| format!("creating {}", file.display()))?;
-        if lock.try_lock().is_err() {
-            say(&format!("waiting for another process that fills {}", dir.display()));
-            lock.lock().with_context(|| format!("locking {}", file.display()))?;
-        }
-        Ok(lock)
+        cache::lock(dir)
     }
 
     fn missing(&self, names: &[&str]) -> Vec<&'static Tool> {
@@ -107,7 +101,7 @@ pub fn ensure() -> Result<Tools> {
     if !tools.crds().exists() {
         let _lock = tools.lock()?;
         if !tools.crds().exists() {
-            build::fetch_crds(&go::find(&cache()?)?, &tools.crds())?;
+            build::fetch_crds(&go::find(&cache::folder()?)?, &tools.crds())?;
         }
     }
     Ok(tools)
@@ -144,7 +138,7 @@ fn build_missing(tools: &Tools, names: &[&str]) -> Result<()> {
     if names.len() > TOOLS.len() / 2 {
         say("with nothing in Go's build cache this takes 15 to 20 minutes on two cores");
     }
-    let go = go::find(&cache()?)?;
+    let go = go::find(&cache::folder()?)?;
     let start = Instant::now();
     for (number, tool) in missing.iter().enumerate() {
         let place = format!("{} of {}", number + 1, missing.len());
@@ -152,17 +146,6 @@ fn build_missing(tools: &Tools, names: &[&str]) -> Result<()> {
     }
     say(&format!("tools built in {} s", start.elapsed().as_secs()));
     Ok(())
-}
-
-/// The cache folder of this project.
-fn cache() -> Result<PathBuf> {
-    let absolute = |name: &str| {
-        std::env::var_os(name).map(PathBuf::from).filter(|folder| folder.is_absolute())
-    };
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| Some(absolute("HOME")?.join(".cache")))
-        .map(|folder| folder.join("cinderblock"))
-        .context("neither XDG_CACHE_HOME nor HOME is set: the lab's tools need a cache folder")
 }
 
 #[cfg(test)]

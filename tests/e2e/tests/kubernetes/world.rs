@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use cinderblock_lab::{Cluster, NodeSpec, Options, packages};
+use cinderblock_lab::{Cluster, NodeSpec, Options, lab};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::objects;
@@ -95,7 +95,7 @@ impl World {
         if let Some(cluster) = &*place {
             return Ok(Arc::clone(cluster));
         }
-        packages::ensure()?;
+        lab::ensure()?;
         if !keeps() {
             // What a run left behind that was killed.
             Cluster::down_at(NAME, &folder())?;

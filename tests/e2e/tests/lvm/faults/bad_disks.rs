@@ -32,7 +32,7 @@ fn backends() -> String {
 fn table(machine: &Machine, how: &str) -> Result<()> {
     machine
         .sh(&format!(
-            "modprobe dm-dust; n=$(($(blockdev --getsz {0}) - 2048))
+            "n=$(($(blockdev --getsz {0}) - 2048))
              table() {{ case $1 in dust) echo \"0 $n dust {0} 2048 512\" ;; error) echo \"0 $n error\" ;; esac; }}
              if dmsetup info shaky >/dev/null 2>&1; then
                  table {how} | dmsetup load shaky; dmsetup suspend --noflush --nolockfs shaky; dmsetup resume shaky

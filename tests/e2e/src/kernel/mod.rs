@@ -1,0 +1,119 @@
+//! The kernel of the VMs: User-Mode Linux, built once from Debian's Linux source into the cache. It starts no VM.
+//!
+//! Debian has a User-Mode Linux too. It serves where the source cannot be had, but it lets its
+//! processes run under ptrace, and a VM with it takes three to four times as long for the same.
+//! From Linux 6.16 on they can run under seccomp filters instead.
+
+mod build;
+mod source;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use ring::digest::{Context as Hasher, SHA256};
+
+use crate::{cache, packages, programs, say};
+
+/// Names a User-Mode-Linux program that VMs are to boot, such as `linux.uml`, which is Debian's.
+pub const VARIABLE: &str = "CINDERBLOCK_LAB_KERNEL";
+
+/// Debian's.
+const OF_DEBIAN: &str = "linux.uml";
+
+/// What is asked of the kernel, besides what User-Mode Linux has by default.
+const CONFIG: &str = include_str!("../../lab/kernel/config");
+
+/// Raised when the way of building changes so that an old kernel must not be used.
+const FORMAT: &str = "1";
+
+/// The kernel that VMs boot.
+///
+/// # Errors
+/// There is none, or not the one that [`VARIABLE`] names.
+pub fn find() -> Result<PathBuf> {
+    if let Some(wanted) = wanted() {
+        return programs::find(&wanted)
+            .with_context(|| format!("{VARIABLE} names {wanted}, which is no program here"));
+    }
+    let own = program(&folder()?);
+    if own.exists() {
+        return Ok(own);
+    }
+    programs::find(OF_DEBIAN).context(
+        "linux.uml is not installed: run `apt-get install -y --no-install-recommends \
+         user-mode-linux`",
+    )
+}
+
+/// Builds the kernel when it is not in the cache yet. Where that cannot be done, it says why, and
+/// VMs will boot Debian's.
+///
+/// Nothing cached, it takes 10 to 20 minutes on two cores; then nothing.
+///
+/// # Errors
+/// There is no cache folder, or it cannot be written.
+pub fn ensure() -> Result<()> {
+    let folder = folder()?;
+    if wanted().is_some() || program(&folder).exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let _lock = cache::lock(&folder)?;
+    // Another process may have built it meanwhile.
+    if program(&folder).exists() {
+        return Ok(());
+    }
+    if let Err(error) = make(&folder) {
+        say(&format!("the VMs' kernel cannot be built: {error:#}"));
+        say("VMs boot Debian's kernel, with which everything takes three to four times as long");
+    }
+    Ok(())
+}
+
+fn make(folder: &Path) -> Result<()> {
+    say(&format!("building the VMs' kernel into {}, once", folder.display()));
+    say("this takes 10 to 20 minutes on two cores");
+    let start = Instant::now();
+    packages::ensure_for_kernel()?;
+    let work = folder.join("work");
+    clear(&work)?;
+    let tree = source::fetch(&work)?;
+    let built = build::build(&tree, &work, CONFIG, &folder.join("build.log"))?;
+    let partial = folder.join("linux.partial");
+    fs::copy(&built, &partial).with_context(|| format!("creating {}", partial.display()))?;
+    File::open(&partial)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| fs::rename(&partial, program(folder)))
+        .with_context(|| format!("creating {}", program(folder).display()))?;
+    clear(&work)?;
+    say(&format!("the VMs' kernel is built, after {} s", start.elapsed().as_secs()));
+    Ok(())
+}
+
+fn clear(work: &Path) -> Result<()> {
+    if work.exists() {
+        fs::remove_dir_all(work).with_context(|| format!("removing {}", work.display()))?;
+    }
+    Ok(())
+}
+
+fn wanted() -> Option<String> {
+    std::env::var(VARIABLE).ok().filter(|name| !name.is_empty())
+}
+
+/// A folder of the cache belongs to exactly this configuration.
+fn folder() -> Result<PathBuf> {
+    let mut hasher = Hasher::new(&SHA256);
+    for part in [CONFIG, FORMAT] {
+        hasher.update(part.as_bytes());
+        hasher.update(&[0]);
+    }
+    let key = crate::hex(&hasher.finish().as_ref()[..6]);
+    Ok(cache::folder()?.join(format!("kernel-{key}")))
+}
+
+fn program(folder: &Path) -> PathBuf {
+    folder.join("linux")
+}
