@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use cinderblock_lab::lab;
+use cinderblock_lab::packages;
 use cinderblock_lab::sanity::{self, Kind};
 use clap::{Args, ValueEnum};
 
@@ -49,7 +49,7 @@ impl From<Words> for Kind {
 /// Runs it.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let start = Instant::now();
-    lab::ensure()?;
+    packages::ensure()?;
     let kind = Kind::from(arguments.kind);
     let run = sanity::run(kind, &arguments.flags, true)?;
     let report = &run.report;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::netns::NetNs;
 use crate::vm::{self, Node, NodeSpec, NodeState, NodeStatus};
-use crate::{guest_program, kernel, packages, say};
+use crate::{guest_program, packages, say};
 
 /// Marks a directory as a lab's.
 const MARK: &str = "lab.json";
@@ -46,16 +46,6 @@ pub struct LabStatus {
     pub namespace_up: bool,
     /// Its nodes, by index.
     pub nodes: Vec<NodeStatus>,
-}
-
-/// Makes sure that VMs can run here: installs packages that are missing and builds the VMs' kernel,
-/// showing progress; quick when all is there.
-///
-/// # Errors
-/// See [`packages::ensure`] and [`kernel::ensure`].
-pub fn ensure() -> Result<()> {
-    packages::ensure()?;
-    kernel::ensure()
 }
 
 impl Lab {
@@ -143,7 +133,7 @@ impl Lab {
     /// that are not named here are left alone.
     ///
     /// # Errors
-    /// No root, missing packages (see [`ensure`]), a bad specification, or a node that does
+    /// No root, missing packages (see [`packages::ensure`]), a bad specification, or a node that does
     /// not come up; what did come up stays.
     pub fn up(&self, specs: &[NodeSpec]) -> Result<Vec<Node>> {
         ensure!(rustix::process::geteuid().is_root(), "a lab needs root: run this with sudo");

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use cinderblock_lab::lab;
+use cinderblock_lab::packages;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
@@ -43,7 +43,7 @@ pub(crate) struct Arguments {
 
 /// Runs it.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    lab::ensure()?;
+    packages::ensure()?;
     let mut figures = Map::new();
     standalone::measure(&mut figures)?;
     if !arguments.standalone {

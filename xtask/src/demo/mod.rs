@@ -7,7 +7,7 @@ mod story;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cinderblock_lab::lab;
+use cinderblock_lab::packages;
 use clap::Args;
 
 /// Show the main job on a throwaway machine: claim, pod, write, snapshot, damage, restore, clone,
@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
 
 /// Runs it.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    lab::ensure()?;
+    packages::ensure()?;
     if arguments.standalone {
         standalone::run(arguments.keep)?;
     } else {

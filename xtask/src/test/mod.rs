@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use cinderblock_lab::cargo::{self, Artifact, Target};
 use cinderblock_lab::sanity::Kind;
-use cinderblock_lab::{lab, tools};
+use cinderblock_lab::{kernel, packages, tools};
 use clap::Args;
 
 use program::{Long, Outcome, Program};
@@ -97,8 +97,9 @@ fn prepare(rings: &[&Ring]) -> Result<()> {
         vms.join(", "),
         without.join(", ")
     );
-    lab::ensure()?;
+    packages::ensure()?;
     if rings.iter().any(|it| it.needs == Needs::Kubernetes) {
+        kernel::ensure()?;
         tools::ensure()?;
     }
     Ok(())

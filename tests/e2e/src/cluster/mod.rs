@@ -41,7 +41,7 @@ use crate::lab::Lab;
 use crate::pki::Pki;
 use crate::tools::{self, Tools};
 use crate::vm::{Node, read_json, write_json};
-use crate::{lab, say};
+use crate::{kernel, packages, say};
 use paths::Paths;
 
 /// A Kubernetes cluster. All state is in files and processes, so that any process can take it up
@@ -75,7 +75,8 @@ impl Cluster {
         let start = Instant::now();
         options.validate()?;
         ensure!(rustix::process::geteuid().is_root(), "a lab needs root: run this with sudo");
-        lab::ensure()?;
+        packages::ensure()?;
+        kernel::ensure()?;
         let tools = tools::ensure()?;
         let images = images::ensure(&tools)?;
         let cluster = Self::new(options, tools)?;

@@ -58,7 +58,7 @@ impl Options {
     /// The specification of a node of the usual size.
     #[must_use]
     pub fn node_spec(index: u8) -> NodeSpec {
-        NodeSpec::new(index).memory_mib(MEMORY_MIB).disk(DISK)
+        NodeSpec::new(index).own_kernel().memory_mib(MEMORY_MIB).disk(DISK)
     }
 
     /// These nodes instead of those so far.

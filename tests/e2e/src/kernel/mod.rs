@@ -1,8 +1,9 @@
 //! The kernel of the VMs: User-Mode Linux, built once from Debian's Linux source into the cache. It starts no VM.
 //!
-//! Debian has a User-Mode Linux too. It serves where the source cannot be had, but it lets its
-//! processes run under ptrace, and a VM with it takes three to four times as long for the same.
-//! From Linux 6.16 on they can run under seccomp filters instead.
+//! Debian has a User-Mode Linux too, which is that of Debian 12: VMs that look at LVM alone boot it, as
+//! its device-mapper is what many nodes have. It lets its processes run under ptrace, and takes several
+//! times as long to start a program; from Linux 6.16 on they can run under seccomp filters. Kubernetes'
+//! nodes boot this one, and Debian's where the source cannot be had.
 
 mod build;
 mod source;
@@ -28,18 +29,20 @@ const CONFIG: &str = include_str!("../../lab/kernel/config");
 /// Raised when the way of building changes so that an old kernel must not be used.
 const FORMAT: &str = "1";
 
-/// The kernel that VMs boot.
+/// The kernel that a VM boots: the lab's own if it is built and `own` is set, or else Debian's.
 ///
 /// # Errors
 /// There is none, or not the one that [`VARIABLE`] names.
-pub fn find() -> Result<PathBuf> {
+pub fn find(own: bool) -> Result<PathBuf> {
     if let Some(wanted) = wanted() {
         return programs::find(&wanted)
             .with_context(|| format!("{VARIABLE} names {wanted}, which is no program here"));
     }
-    let own = program(&folder()?);
-    if own.exists() {
-        return Ok(own);
+    if own {
+        let own = program(&folder()?);
+        if own.exists() {
+            return Ok(own);
+        }
     }
     programs::find(OF_DEBIAN).context(
         "linux.uml is not installed: run `apt-get install -y --no-install-recommends \
@@ -67,7 +70,7 @@ pub fn ensure() -> Result<()> {
     }
     if let Err(error) = make(&folder) {
         say(&format!("the VMs' kernel cannot be built: {error:#}"));
-        say("VMs boot Debian's kernel, with which everything takes three to four times as long");
+        say("Kubernetes' nodes boot Debian's kernel, with which all takes twice as long and more");
     }
     Ok(())
 }

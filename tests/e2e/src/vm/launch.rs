@@ -29,7 +29,7 @@ pub(super) fn launch(
     net: &NetNs,
     console: &Path,
 ) -> Result<Option<ProcessId>> {
-    let program = kernel::find()?;
+    let program = kernel::find(spec.own_kernel)?;
     check_memory(spec)?;
     // A leftover of a power cut; the kernel refuses a name that seems in use.
     let uml = folder.join("uml");

@@ -38,6 +38,9 @@ pub struct NodeSpec {
     /// it may not see what the host changes at it (or creates, if there was nothing) until it boots
     /// anew. Name here what changes, such as cargo's target folder.
     pub shares: Vec<PathBuf>,
+    /// Whether it boots the lab's own kernel (see [`crate::kernel`]) instead of Debian's.
+    #[serde(default)]
+    pub own_kernel: bool,
 }
 
 impl NodeSpec {
@@ -51,6 +54,7 @@ impl NodeSpec {
             system_disk: 8 * GIB,
             disks: Vec::new(),
             shares: Vec::new(),
+            own_kernel: false,
         }
     }
 
@@ -58,6 +62,13 @@ impl NodeSpec {
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
+        self
+    }
+
+    /// The lab's own kernel instead of Debian's.
+    #[must_use]
+    pub fn own_kernel(mut self) -> Self {
+        self.own_kernel = true;
         self
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use cinderblock_lab::{Cluster, NodeSpec, Options, lab};
+use cinderblock_lab::{Cluster, NodeSpec, Options, packages};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::objects;
@@ -95,13 +95,13 @@ impl World {
         if let Some(cluster) = &*place {
             return Ok(Arc::clone(cluster));
         }
-        lab::ensure()?;
+        packages::ensure()?;
         if !keeps() {
             // What a run left behind that was killed.
             Cluster::down_at(NAME, &folder())?;
         }
         let nodes = DISKS.iter().zip(1..).map(|(bytes, index)| {
-            let node = NodeSpec::new(index).memory_mib(MEMORY_MIB).disk(*bytes);
+            let node = NodeSpec::new(index).own_kernel().memory_mib(MEMORY_MIB).disk(*bytes);
             node.disk(RAID_DISK).disk(RAID_DISK)
         });
         let guest = Path::new(env!("CARGO_BIN_EXE_lab-guest"));
