@@ -51,7 +51,7 @@ pub fn find(own: bool) -> Result<PathBuf> {
 }
 
 /// Builds the kernel when it is not in the cache yet. Where that cannot be done, it says why, and
-/// VMs will boot Debian's.
+/// Kubernetes' nodes will boot Debian's.
 ///
 /// Nothing cached, it takes 10 to 20 minutes on two cores; then nothing.
 ///
@@ -68,29 +68,31 @@ pub fn ensure() -> Result<()> {
     if program(&folder).exists() {
         return Ok(());
     }
-    if let Err(error) = make(&folder) {
+    let work = folder.join("work");
+    let made = make(&folder, &work);
+    // Gigabytes, of use to nobody.
+    clear(&work)?;
+    if let Err(error) = made {
         say(&format!("the VMs' kernel cannot be built: {error:#}"));
         say("Kubernetes' nodes boot Debian's kernel, with which all takes twice as long and more");
     }
     Ok(())
 }
 
-fn make(folder: &Path) -> Result<()> {
+fn make(folder: &Path, work: &Path) -> Result<()> {
     say(&format!("building the VMs' kernel into {}, once", folder.display()));
     say("this takes 10 to 20 minutes on two cores");
     let start = Instant::now();
     packages::ensure_for_kernel()?;
-    let work = folder.join("work");
-    clear(&work)?;
-    let tree = source::fetch(&work)?;
-    let built = build::build(&tree, &work, CONFIG, &folder.join("build.log"))?;
+    clear(work)?;
+    let tree = source::fetch(work)?;
+    let built = build::build(&tree, work, CONFIG, &folder.join("build.log"))?;
     let partial = folder.join("linux.partial");
     fs::copy(&built, &partial).with_context(|| format!("creating {}", partial.display()))?;
     File::open(&partial)
         .and_then(|file| file.sync_all())
         .and_then(|()| fs::rename(&partial, program(folder)))
         .with_context(|| format!("creating {}", program(folder).display()))?;
-    clear(&work)?;
     say(&format!("the VMs' kernel is built, after {} s", start.elapsed().as_secs()));
     Ok(())
 }
