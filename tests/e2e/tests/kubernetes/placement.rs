@@ -51,37 +51,38 @@ pub(crate) fn capacity_follows_reality(cluster: &Cluster) -> Result<()> {
     let test = Test::new(cluster, "capacity")?;
     let name = class("thick", "ext4", Binding::WithPod);
     ensure!(capacity(cluster, &name, "node1")?.is_some(), "node1 has no room in the API");
-    // What the tests before freed may not be told yet.
-    let before = told(cluster, &name)?;
+    // Kubernetes may not know yet what the tests before freed.
+    let before = settled_room(cluster, &name)?;
     let claim = Claim::new("data", &name, LARGE);
     test.claim(&claim)?;
     test.run(&pod("user", &[&claim]))?;
-    let less = told(cluster, &name)?;
-    ensure!(before - less >= quantity(LARGE)?, "{before} became {less}");
+    let less = settled_room(cluster, &name)?;
+    ensure!(less + quantity(LARGE)? <= before, "{before} became {less} with {LARGE} in use");
     test.finish()?;
-    let after = told(cluster, &name)?;
-    ensure!(after == before, "{before} became {after}");
+    let after = settled_room(cluster, &name)?;
+    ensure!(after == before, "{before} became {after} when {LARGE} was deleted");
     // A change by hand is seen as well.
     let node = cluster.lab().node("node2")?;
     node.exec(["lvcreate", "-qq", "-y", "-Wn", "-L", "4g", "-n", "foreign", VG]).text()?;
-    let seen = told(cluster, &name);
+    let seen = settled_room(cluster, &name);
     node.exec(["lvremove", "-qq", "-y", &format!("{VG}/foreign")]).text()?;
     let seen = seen?;
-    ensure!(before - seen == 4 << 30, "{before} became {seen} with 4 GiB by hand");
+    ensure!(seen + (4 << 30) == before, "{before} became {seen} with 4 GiB by hand");
     Ok(())
 }
 
-/// Waits until Kubernetes is told the room that LVM has on node2; bytes.
-fn told(cluster: &Cluster, class: &str) -> Result<u64> {
+/// Waits until Kubernetes knows the room that LVM has on node2; bytes.
+fn settled_room(cluster: &Cluster, class: &str) -> Result<u64> {
     // Two extents: room for a volume is whole ones, and so is the reserve.
     let slack = quantity("8Mi")?;
-    let room = room_in_lvm(cluster)?;
     let mut last = None;
-    let told = cluster.eventually("Kubernetes to be told of the room", SOON, || {
-        last = capacity(cluster, class, "node2")?;
-        Ok(last.filter(|now| now.abs_diff(room) < slack))
+    let settled = cluster.eventually("Kubernetes to know the room that LVM has", SOON, || {
+        // Both anew each time: either may still change.
+        let (room, known) = (room_in_lvm(cluster)?, capacity(cluster, class, "node2")?);
+        last = Some((room, known));
+        Ok(known.filter(|known| known.abs_diff(room) < slack))
     });
-    told.with_context(|| format!("LVM has room for {room} bytes, Kubernetes knows of {last:?}"))
+    settled.with_context(|| format!("node2's room in LVM and as Kubernetes knows it: {last:?}"))
 }
 
 /// Room in node2's VG beyond the reserve, which is 5% when nothing else is said; bytes.
@@ -90,7 +91,7 @@ fn room_in_lvm(cluster: &Cluster) -> Result<u64> {
     let said = cluster.lab().node("node2")?.exec(vgs).text()?;
     let numbers = said.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
     ensure!(numbers.len() == 2, "vgs says {said}");
-    Ok(numbers[1] - numbers[0] / 20)
+    Ok(numbers[1].saturating_sub(numbers[0] / 20))
 }
 
 /// What `CSIStorageCapacity` says of a class on a node; bytes.
