@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::names::{Handle, NodeName};
+use crate::names::{BackendName, Handle, NodeName};
 
 /// The longest driver name (CSI spec, `GetPluginInfo`).
 const DRIVER_NAME_MAX: usize = 63;
@@ -34,6 +34,9 @@ pub enum Mode {
     /// Lists volumes and snapshots that no object of the cluster knows, or removes those that are named.
     /// To be run in a controller's pod.
     Orphans(Orphans),
+    /// Replaces what was lost with disks of this node that do not come back: adds listed disks, gives RAID
+    /// new legs, and forgets the disks. To be run in the node's pod.
+    Repair(Repair),
 }
 
 /// Options of every mode.
@@ -74,6 +77,10 @@ pub struct Disks {
     /// Directory for the agent's own files. Nothing in it is needed after a restart.
     #[arg(long, env = "CINDERBLOCK_RUN_DIR", default_value = "/run/cinderblock")]
     pub run_dir: PathBuf,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented at the type")]
+    pub operator: Operator,
 }
 
 /// Options of `controller`.
@@ -113,10 +120,10 @@ pub struct Controller {
     pub operator: Operator,
 }
 
-/// Where the command line finds the controller of its own pod.
+/// Where the command line finds the controller or agent of its own pod.
 #[derive(Debug, Args)]
 pub struct Operator {
-    /// Socket for `cinderblock orphans`.
+    /// Socket for `cinderblock orphans` and `cinderblock repair`.
     #[arg(long, env = "CINDERBLOCK_OPERATOR_ENDPOINT", default_value = "unix:///run/cinderblock/operator.sock", value_parser = unix_endpoint)]
     pub operator_endpoint: PathBuf,
 }
@@ -132,6 +139,18 @@ pub struct Orphans {
     /// times. What is not an orphan right then, or is in use, stays.
     #[arg(long, value_name = "HANDLE", value_parser = handle)]
     pub remove: Vec<Handle>,
+}
+
+/// Options of `repair`.
+#[derive(Debug, Args)]
+pub struct Repair {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented at the type")]
+    pub operator: Operator,
+
+    /// The backend whose volume group is to be repaired. None: those of all backends of the node.
+    #[arg(long, value_parser = backend)]
+    pub backend: Option<BackendName>,
 }
 
 /// Where the controller's certificate comes from.
@@ -241,6 +260,10 @@ fn host_and_port(text: &str) -> Result<String, String> {
 
 fn handle(text: &str) -> Result<Handle, String> {
     Handle::parse(text).map_err(|e| e.to_string())
+}
+
+fn backend(text: &str) -> Result<BackendName, String> {
+    BackendName::parse(text).map_err(|e| e.to_string())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -20,7 +20,7 @@ use std::hint::black_box;
 use crate::config::Config;
 use crate::domain::Secrets;
 use crate::host::mountinfo::MountTable;
-use crate::host::superblock;
+use crate::host::{superblock, xfs_log};
 use crate::lvm::label::{self, AreaHeader, PvLabel};
 use crate::lvm::tag::Tags;
 use crate::lvm::{metadata, report, text};
@@ -204,6 +204,8 @@ fn superblock(bytes: &[u8]) {
     head.extend(bytes);
     black_box(superblock::parse(&head).is_some());
     black_box(superblock::is_btrfs_copy(bytes, 64 << 20));
+    black_box(xfs_log::begins_at(bytes));
+    black_box(xfs_log::was_cut(bytes, uuid::Uuid::nil(), uuid::Uuid::max()));
     let mut whole = bytes.to_vec();
     let sum = BTRFS_CRC.checksum(bytes.get(32..).unwrap_or_default());
     put(&mut whole, 0, sum);

@@ -131,6 +131,9 @@ pub struct Handle {
     pub lv: LvName,
 }
 
+/// What the device-mapper names of our decrypted devices begin with.
+pub const CRYPT_PREFIX: &str = "cb-crypt-";
+
 impl Handle {
     /// # Errors
     /// When no volume or snapshot of this driver can have this id.
@@ -144,7 +147,7 @@ impl Handle {
     /// The device-mapper name of the volume's decrypted device, known without LVM or the volume.
     #[must_use]
     pub fn crypt_name(&self) -> String {
-        format!("cb-crypt-{}", Uuid::new_v5(&NAMESPACE, self.to_string().as_bytes()).simple())
+        format!("{CRYPT_PREFIX}{}", Uuid::new_v5(&NAMESPACE, self.to_string().as_bytes()).simple())
     }
 }
 

@@ -30,7 +30,7 @@ impl<H: Host> Agent<H> {
         vg: &Vg,
         plan: impl Fn(&VgState, &Rules) -> Result<Plan> + Send + Sync,
     ) -> Result<Arc<VgState>> {
-        let mut progress = false;
+        let (mut progress, mut last) = (false, None);
         // Kept to the end: whoever let go of it after a step would wait for all others' steps to hear
         // that its own is done.
         let mut turn = self.0.store.turn(vg).await?;
@@ -52,6 +52,7 @@ impl<H: Host> Agent<H> {
                     continue;
                 }
             };
+            last = steps.last().and_then(Change::lv).cloned().or(last);
             for step in &steps {
                 self.0.births.begin(vg, step);
                 let ran = turn.run(step).await;
@@ -63,8 +64,13 @@ impl<H: Host> Agent<H> {
             }
             progress = true;
         }
+        let last = last.map_or_else(String::new, |lv| {
+            format!(
+                ": the last one was about {lv}; somebody may have it open (lsof, dmsetup ls --tree)"
+            )
+        });
         Err(Error::unavailable(format!(
-            "volume group {} is still not as asked after {ROUNDS_MAX} rounds, though LVM reports success",
+            "volume group {} is still not as asked after {ROUNDS_MAX} rounds, though LVM reports success{last}",
             vg.name()
         )))
     }

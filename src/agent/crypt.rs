@@ -96,10 +96,60 @@ impl<H: Host> Agent<H> {
         Ok(())
     }
 
+    /// Resumes decrypted devices that a cryptsetup left suspended which was killed: whoever uses one would
+    /// wait for ever. One that cannot be resumed is told, and keeps nobody else.
+    pub(super) async fn resume_mappings(&self) {
+        let what = "the decrypted devices";
+        let found = match within(&self.0.store.host, KERNEL_TIMEOUT, what, H::resume_mappings).await
+        {
+            Ok(found) => {
+                found.map_err(|e| Error::host(format!("cannot look up {what}")).because(e))
+            }
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(found) => found.iter().for_each(tell_resumed),
+            Err(error) => {
+                tracing::error!(
+                    error = error.chain(),
+                    "a decrypted device may be suspended: look with dmsetup info"
+                );
+            }
+        }
+    }
+
+    /// Runs cryptsetup on a device that is in use, and suspended meanwhile.
+    pub(super) async fn resize_mapping(&self, call: &Invocation) -> Result<Completed> {
+        let ran = self.cryptsetup(call).await;
+        let whole = matches!(&ran, Ok(done) if done.success());
+        if !whole {
+            self.resume_mappings().await;
+        }
+        ran
+    }
+
     /// Runs cryptsetup to its end, whatever that is.
     pub(super) async fn cryptsetup(&self, call: &Invocation) -> Result<Completed> {
         self.0.store.host.run(call).await.map_err(|e| {
             Error::unavailable(format!("{} did not come to an end", call.label())).because(e)
         })
+    }
+}
+
+fn tell_resumed((device, done): &(String, std::io::Result<()>)) {
+    match done {
+        Ok(()) => {
+            tracing::error!(
+                device,
+                "cryptsetup was cut while it held this: whoever uses it waited; it is resumed"
+            );
+        }
+        Err(error) => {
+            tracing::error!(
+                device,
+                %error,
+                "this is suspended and cannot be resumed: whoever uses it waits; try dmsetup resume, or cryptsetup luksResume after a luksSuspend"
+            );
+        }
     }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::Agent;
 use super::blocking::within;
 use super::carry_out::own_lv;
-use super::raid::{lost_snapshots, survives};
 use super::store::{Turn, Vg, partial};
 use crate::error::{Error, Result};
 use crate::host::dm::DmDevice;
@@ -17,6 +16,7 @@ use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::lvm::tag::Kind;
 use crate::names::{LvName, dm_name};
+use crate::plan::missing::{lost_snapshots, survives};
 use crate::plan::unfinished_raid;
 
 /// How long the kernel may take to say what it knows.
@@ -84,21 +84,38 @@ impl<H: Host> Agent<H> {
         })
     }
 
-    /// Makes sure that nobody uses an LV. A look by udev or a probe is waited for; a mount is not.
+    /// Makes sure that nobody uses an LV.
     pub(super) async fn must_be_idle(&self, state: &VgState, lv: &LvName) -> Result<()> {
         let mut looks = LOOKS_MAX;
-        loop {
-            let used = self.who_uses(state, lv).await?;
-            looks = looks.saturating_sub(1);
-            if used.is_empty() {
-                return Ok(());
-            }
-            if looks == 0 || used.iter().any(|user| user.starts_with(MOUNTED)) {
-                let users = used.join(", ");
-                return Err(Error::failed_precondition(format!("{lv} is in use: {users}")));
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
+        let mut users = self.who_uses(state, lv).await?;
+        while goes_on(&users, &mut looks).await {
+            users = self.who_uses(state, lv).await?;
         }
+        if users.is_empty() {
+            return Ok(());
+        }
+        let users = users.join(", ");
+        Err(Error::failed_precondition(format!("{lv} is in use: {users}")))
+    }
+
+    /// Makes sure that nobody has an unmounted device that a program is to work on. The program of an
+    /// agent that was killed goes on without it, and not each of them (`tune2fs`) asks the kernel for
+    /// the device for itself alone.
+    pub(super) async fn must_be_let_go(&self, lv: &Lv, device: &DmDevice) -> Result<()> {
+        let mut looks = LOOKS_MAX;
+        let mut users = self.users_of(device.clone()).await?;
+        while goes_on(&users, &mut looks).await {
+            users = self.users_of(device.clone()).await?;
+        }
+        if users.is_empty() {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!(
+            "volume {} is not worked on while somebody has its device {}: {}. It is tried again; a program of a driver that was killed comes to its end by itself",
+            lv.name,
+            device.node.display(),
+            users.join(", ")
+        )))
     }
 
     /// A mount of the device's node anywhere: a block volume that is published.
@@ -156,6 +173,17 @@ impl<H: Host> Agent<H> {
             Error::host(format!("cannot look up who uses {what}")).because(e)
         })
     }
+}
+
+/// Whether those who use a device may be gone in a moment, as udev and others that only look at it are:
+/// then that moment is waited for. The end of a mount is not.
+async fn goes_on(users: &[String], looks: &mut u32) -> bool {
+    *looks = looks.saturating_sub(1);
+    if *looks == 0 || users.is_empty() || users.iter().any(|user| user.starts_with(MOUNTED)) {
+        return false;
+    }
+    tokio::time::sleep(LOOK_AGAIN).await;
+    true
 }
 
 /// LVM activates no LV without all its thick snapshots. An image that a copy was made from is nothing

@@ -82,6 +82,7 @@ impl<H: Host> Agent<H> {
     }
 
     async fn first_scan(&self) {
+        self.resume_mappings().await;
         let mut wait = Duration::from_secs(1);
         while let Err(error) = self.0.store.scan().await {
             tracing::error!(error = error.chain(), "LVM gives no report; trying again in {wait:?}");

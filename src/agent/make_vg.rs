@@ -36,6 +36,15 @@ enum Found {
     HalfMade(PathBuf),
 }
 
+/// What a person has said of disks that the VG misses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// Nothing: a blank disk may stand where one belongs, and nothing is added.
+    MayComeBack,
+    /// They do not come back.
+    GivenUp,
+}
+
 impl Found {
     fn node(&self) -> &Path {
         match self {
@@ -86,26 +95,40 @@ impl<H: Host> Agent<H> {
             return Ok(());
         }
         // Refused while a disk is missing: a blank one may stand where it belongs.
-        let state = self.0.store.turn(vg).await?.refresh().await?;
+        self.0.store.turn(vg).await?.refresh().await?;
         for path in &backend.create_from {
-            let disk = self.disk(path).await?;
-            let mut members = Vec::new();
-            for device in state.devices() {
-                members.push(self.disk(&device).await?.node);
-            }
-            if members.contains(&disk.node) {
-                continue;
-            }
-            let found = self.look_at_disk(backend, path).await?;
-            let device = self.make_pv(backend, path, found).await?;
-            tracing::info!(backend = %backend.name, vg = %state.name, disk = %path.display(), "adding a disk to the volume group");
-            let mut turn = self.0.store.turn(vg).await?;
-            turn.refresh().await?;
-            turn.run(&Change::ExtendVg { device }).await?;
-            drop(turn);
-            self.0.store.scan().await?;
+            self.add_disk(backend, vg, path, Missing::MayComeBack).await?;
         }
         Ok(())
+    }
+
+    /// Adds a listed disk to a VG, unless it is part of it. Whether it was added.
+    pub(super) async fn add_disk(
+        &self,
+        backend: &Backend,
+        vg: &Vg,
+        path: &Path,
+        missing: Missing,
+    ) -> Result<bool> {
+        let disk = self.disk(path).await?;
+        let state = vg.state();
+        for device in state.devices() {
+            if self.disk(&device).await?.node == disk.node {
+                return Ok(false);
+            }
+        }
+        let found = self.look_at_disk(backend, path).await?;
+        let device = self.make_pv(backend, path, found).await?;
+        tracing::info!(backend = %backend.name, vg = %state.name, disk = %path.display(), "adding a disk to the volume group");
+        let mut turn = self.0.store.turn(vg).await?;
+        // Once more: one may have gone since.
+        match missing {
+            Missing::MayComeBack => turn.refresh().await?,
+            Missing::GivenUp => turn.refresh_though_partial().await?,
+        };
+        turn.run(&Change::ExtendVg { device }).await?;
+        drop(turn);
+        self.0.store.scan().await.map(|()| true)
     }
 
     async fn make_pv(&self, backend: &Backend, path: &Path, found: Found) -> Result<PathBuf> {

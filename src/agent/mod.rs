@@ -22,6 +22,7 @@ mod make_vg;
 mod node;
 mod pools;
 mod raid;
+mod repair;
 mod store;
 mod troubles;
 mod volumes;

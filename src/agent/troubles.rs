@@ -6,12 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Agent;
-use super::raid::{RaidVolumes, is_whole, lost_legs};
+use super::raid::RaidVolumes;
 use super::store::partial;
 use crate::domain::{BackendState, Inventory, PoolCapacity, Reason, Subject, Trouble, Troubles};
 use crate::host::Host;
 use crate::host::raid_status::RaidStatus;
 use crate::lvm::state::{Lv, LvLayout, VgState};
+use crate::plan::missing::{is_whole, lost_legs};
 
 /// Since when each trouble is known, in seconds since 1970.
 #[derive(Debug, Default)]

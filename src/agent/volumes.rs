@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::Agent;
 use super::inventory::{snapshot_of, volume_of};
-use super::raid::is_lost_with_disk;
 use super::store::Vg;
 use crate::domain::{
     Answer, CapacityRange, ContentSource, CreateSnapshot, CreateVolume, Snapshot, Told, Volume,
@@ -17,6 +16,7 @@ use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::Kind;
 use crate::names::{Handle, LvName};
+use crate::plan::missing::is_lost_with_disk;
 use crate::plan::{self, Plan};
 use crate::units::Bytes;
 

@@ -7,6 +7,7 @@ mod inventory;
 mod keys;
 mod orphan;
 mod port;
+mod repair;
 mod requests;
 mod trouble;
 
@@ -17,6 +18,7 @@ pub use inventory::{BackendState, BackendStatus, Inventory};
 pub use keys::{Key, Keys, Secrets};
 pub use orphan::{Orphan, OrphansSeen};
 pub use port::{Answer, Told, VolumeAgent};
+pub use repair::Repaired;
 pub use requests::{
     AccessMode, AccessType, Capability, CapacityRange, ContentSource, CowSize, CreateSnapshot,
     CreateVolume, Parameters, Snapshot, Topology, Unfinished, Volume, What,

@@ -97,8 +97,11 @@ fn read(sysfs: &Path, name: &str) -> io::Result<Option<DmDevice>> {
     Ok(Some(DmDevice { name: found, uuid, number, size, node }))
 }
 
+/// ENODEV once it is gone, and EINVAL while it is being removed (`dm_attr_show` in
+/// linux/drivers/md/dm-sysfs.c).
 fn gone(e: &io::Error) -> bool {
-    matches!(e.kind(), io::ErrorKind::NotFound) || e.raw_os_error() == Some(19 /* ENODEV */)
+    matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput)
+        || e.raw_os_error() == Some(19 /* ENODEV */)
 }
 
 /// A device node with that number, by its name or by its number.

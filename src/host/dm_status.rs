@@ -1,5 +1,5 @@
 //! What the device-mapper driver says of a device, by one ioctl (linux/dm-ioctl.h). Changes
-//! nothing but that what was begun and never finished goes.
+//! nothing but that what was begun and never finished goes, and what is held goes on.
 
 #![allow(unsafe_code, reason = "no crate asks device-mapper without linking libdevmapper")]
 
@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io;
 
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
+
+use super::luks;
 
 const CONTROL: &str = "/dev/mapper/control";
 
@@ -29,6 +31,8 @@ const TARGET_MESSAGE: u8 = 14;
 const TABLE_CLEAR: u8 = 10;
 /// `DM_DEV_REMOVE_CMD`.
 const DEV_REMOVE: u8 = 4;
+/// `DM_DEV_SUSPEND_CMD`, which without its flag resumes.
+const DEV_SUSPEND: u8 = 6;
 /// `DM_SUSPEND_FLAG`: whoever reads or writes waits until the device is resumed.
 const FLAG_SUSPENDED: u32 = 1 << 1;
 /// `DM_ACTIVE_PRESENT_FLAG`: the device has a table that is in force.
@@ -156,6 +160,29 @@ pub fn remove_idle(name: &str) -> io::Result<bool> {
         Err(rustix::io::Errno::BUSY) => Ok(false),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Resumes the devices of dm-crypt whose names begin so and that are suspended: their names, and whether each
+/// goes on; one does not after `cryptsetup luksSuspend`. One that never had a table in force is left alone.
+///
+/// # Errors
+/// When there is no device-mapper, or it does not tell which there are.
+pub fn resume_crypt(prefix: &str) -> io::Result<Vec<(String, io::Result<()>)>> {
+    let control = control()?;
+    let mut resumed = Vec::new();
+    for name in list(&control)?.into_iter().filter(|name| name.starts_with(prefix)) {
+        // It may go away meanwhile.
+        let Some(answer) = look(&control, &name)? else { continue };
+        let is_crypt =
+            text(answer.get(UUID..HEADER).unwrap_or_default()).starts_with(luks::UUID_PREFIX);
+        let held = flags(&answer)
+            .is_some_and(|flags| flags & FLAG_SUSPENDED != 0 && flags & FLAG_ACTIVE != 0);
+        if is_crypt && held {
+            let done = call(&control, DEV_SUSPEND, &mut request(&name)?);
+            resumed.push((name, done.map_err(io::Error::from)));
+        }
+    }
+    Ok(resumed)
 }
 
 /// Drops the table of a device that was loaded and never put in force. Whether there was one.

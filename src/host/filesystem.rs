@@ -84,6 +84,27 @@ pub fn check_result(done: &Completed) -> Result<(), String> {
     }
 }
 
+/// Whether a program says that another has the device, or that another resize is at it. In the words of
+/// e2fsprogs 1.47, xfsprogs 6.1 and btrfs-progs 6.2: their exit codes do not tell.
+#[must_use]
+pub fn is_busy(done: &Completed) -> bool {
+    const WORDS: [&str; 6] = [
+        // mke2fs.
+        " in use",
+        // e2fsck, of a device that is mounted or in use, and of nothing else.
+        "cannot continue, aborting",
+        // libext2fs, libxfs and btrfs-progs with the words of EBUSY.
+        "resource busy",
+        // xfs_growfs.
+        "in progress already",
+        // btrfs, by itself and with the words of its kernel module.
+        "another exclusive operation",
+        "operation in progress",
+    ];
+    let said = done.stderr.to_ascii_lowercase();
+    !done.success() && WORDS.iter().any(|words| said.contains(words))
+}
+
 /// Whether the log has to be replayed by a mount before [`set_uuid`] works.
 #[must_use]
 pub const fn replay_before_set_uuid(fs: FsType) -> bool {
@@ -103,6 +124,18 @@ pub fn set_uuid(fs: FsType, device: &Path, uuid: Uuid) -> Option<Invocation> {
         FsType::Xfs => Some(change(Program::XfsAdmin, &["-U", &uuid, &device])),
         FsType::Btrfs => None,
     }
+}
+
+/// Gives an unmounted XFS a new log: only for one that was proved clean, as what it says is lost.
+#[must_use]
+pub fn new_xfs_log(device: &Path) -> Invocation {
+    change(Program::XfsRepair, &["-L", &device.to_string_lossy()])
+}
+
+/// Mends an unmounted XFS whose log is clean; it refuses any other.
+#[must_use]
+pub fn repair_xfs(device: &Path) -> Invocation {
+    change(Program::XfsRepair, &[&device.to_string_lossy()])
 }
 
 /// Grows a mounted filesystem to the size of its device.
@@ -164,6 +197,8 @@ mod tests {
             lines.extend(set_uuid(fs, device, uuid).map(|c| c.to_string()));
             lines.push(grow(fs, device, at).to_string());
         }
+        lines.push(new_xfs_log(device).to_string());
+        lines.push(repair_xfs(device).to_string());
         lines.push(probe(device).to_string());
         insta::assert_snapshot!(lines.join("\n"));
     }
@@ -181,6 +216,23 @@ mod tests {
         assert!(probe_result(&done(2, "", "blkid: error: /dev/dm-3: No such device")).is_err());
         assert!(probe_result(&done(4, "", "usage")).is_err());
         assert!(probe_result(&Completed { exit: Exit::Signal(9), ..done(0, "", "") }).is_err());
+    }
+
+    #[test]
+    fn another_that_has_the_device_is_told_from_a_failure() {
+        for said in [
+            "/dev/mapper/vg0-pvc--1 is apparently in use by the system; will not make a filesystem here!",
+            "e2fsck: Cannot continue, aborting.",
+            "mkfs.xfs: cannot open /dev/mapper/vg0-pvc--1: Device or resource busy",
+            "xfs_growfs: growfs operation in progress already",
+            "ERROR: unable to start resize, another exclusive operation 'resize' in progress",
+            "ERROR: unable to resize '/mnt': add/delete/balance/replace/resize operation in progress",
+        ] {
+            assert!(is_busy(&done(1, "", said)), "{said}");
+            assert!(!is_busy(&done(0, "", said)), "{said}");
+        }
+        assert!(!is_busy(&done(1, "", "No space left on device")));
+        assert!(!is_busy(&done(4, "", "UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.")));
     }
 
     #[test]

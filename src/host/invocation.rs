@@ -29,6 +29,8 @@ pub enum Program {
     XfsGrowfs,
     /// `xfs_admin`
     XfsAdmin,
+    /// `xfs_repair`
+    XfsRepair,
     /// `btrfs`
     Btrfs,
     /// `cryptsetup`, with the action as its first argument.
@@ -59,7 +61,7 @@ pub struct Invocation {
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Lvm,
         Self::Blkid,
         Self::MkfsExt4,
@@ -70,6 +72,7 @@ impl Program {
         Self::Tune2fs,
         Self::XfsGrowfs,
         Self::XfsAdmin,
+        Self::XfsRepair,
         Self::Btrfs,
         Self::Cryptsetup,
     ];
@@ -88,6 +91,7 @@ impl Program {
             Self::Tune2fs => "tune2fs",
             Self::XfsGrowfs => "xfs_growfs",
             Self::XfsAdmin => "xfs_admin",
+            Self::XfsRepair => "xfs_repair",
             Self::Btrfs => "btrfs",
             Self::Cryptsetup => "cryptsetup",
         }
@@ -100,7 +104,7 @@ impl Program {
             Self::Lvm => "lvm2",
             Self::Blkid => "util-linux",
             Self::MkfsExt4 | Self::E2fsck | Self::Resize2fs | Self::Tune2fs => "e2fsprogs",
-            Self::MkfsXfs | Self::XfsGrowfs | Self::XfsAdmin => "xfsprogs",
+            Self::MkfsXfs | Self::XfsGrowfs | Self::XfsAdmin | Self::XfsRepair => "xfsprogs",
             Self::MkfsBtrfs | Self::Btrfs => "btrfs-progs",
             Self::Cryptsetup => "cryptsetup-bin",
         }

@@ -18,7 +18,7 @@ use super::{FilesystemUsage, Host, PathKind, Usage, wipe};
 use crate::error::Result;
 use crate::lvm::tag::{FsType, Wipe};
 use crate::metrics::ProgramMetrics;
-use crate::names::{LvmUuid, VgName};
+use crate::names::{CRYPT_PREFIX, LvmUuid, VgName};
 use crate::units::Bytes;
 
 /// The host that this process runs on.
@@ -135,6 +135,10 @@ impl Host for Linux {
 
     fn remove_unfinished_device(&self, dm_name: &str) -> io::Result<bool> {
         dm_status::remove_unfinished(dm_name)
+    }
+
+    fn resume_mappings(&self) -> io::Result<Vec<(String, io::Result<()>)>> {
+        dm_status::resume_crypt(CRYPT_PREFIX)
     }
 
     fn layers(&self, vg: &LvmUuid) -> io::Result<Vec<Layer>> {

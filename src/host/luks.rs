@@ -19,6 +19,9 @@ use crate::lvm::state::LUKS_HEADER;
 use crate::secret::Secret;
 use crate::units::Bytes;
 
+/// What the device-mapper uuids of decrypted devices begin with.
+pub const UUID_PREFIX: &str = "CRYPT-LUKS2-";
+
 /// What a header with all its key slots takes, of which there are sixteen.
 pub const HEADER: Bytes = Bytes::mib(4);
 /// Where the copy of the header begins: half way to the data.
@@ -337,7 +340,7 @@ pub fn is_mapping(device: &DmDevice, uuid: Uuid) -> bool {
 /// The uuid that cryptsetup gives to a decrypted device.
 #[must_use]
 pub fn mapping_uuid(name: &str, uuid: Uuid) -> String {
-    format!("CRYPT-LUKS2-{}-{name}", uuid.simple())
+    format!("{UUID_PREFIX}{}-{name}", uuid.simple())
 }
 
 fn change(args: &[&str], input: Option<Secret>) -> Invocation {

@@ -19,6 +19,7 @@ pub mod raid_status;
 pub mod runner;
 pub mod superblock;
 pub mod wipe;
+pub mod xfs_log;
 
 use std::fmt::Debug;
 use std::io;
@@ -199,6 +200,12 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// # Errors
     /// When it is still there.
     fn remove_unfinished_device(&self, dm_name: &str) -> io::Result<bool>;
+
+    /// Resumes our decrypted devices that are suspended: their names, and whether each goes on.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn resume_mappings(&self) -> io::Result<Vec<(String, io::Result<()>)>>;
 
     /// All devices of a VG's LVs and of their parts, also of those that are hidden.
     ///

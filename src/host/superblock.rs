@@ -156,6 +156,10 @@ pub fn print(superblock: &Superblock) -> Vec<u8> {
             put(&mut head, 0, b"XFSB");
             put(&mut head, 4, &4096_u32.to_be_bytes());
             put(&mut head, 8, &blocks.to_be_bytes());
+            // A log in the first block of the second of two groups.
+            put(&mut head, 48, &(1_u64 << 30).to_be_bytes());
+            put(&mut head, 84, &1_u32.to_be_bytes());
+            put(&mut head, 124, &[30]);
             put(&mut head, 32, superblock.uuid.as_bytes());
         }
         FsType::Btrfs => {

@@ -17,7 +17,8 @@ pub(super) const CONFIG: &str = concat!(
     "activation{udev_sync=0 udev_rules=0 monitoring=0 retry_deactivation=1 error_when_full=1} ",
     "backup{backup=0 archive=0} ",
     "devices{use_devicesfile=0 obtain_device_list_from_udev=0 scan_lvs=0 hints=\"none\" ",
-    "global_filter=[\"a|.*|\"] filter=[\"a|.*|\"]} ",
+    // Other names of these devices must match nothing: one that is accepted by any name is scanned.
+    "global_filter=[\"r|^/dev/mapper/cb-crypt-|\"] filter=[\"a|.*|\"]} ",
     "global{use_lvmpolld=0 notify_dbus=0 use_lvmlockd=0 event_activation=0} ",
 );
 pub(super) const CONFIG_JSON: &str = concat!(

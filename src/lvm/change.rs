@@ -182,17 +182,23 @@ pub enum Change {
         /// Tags to add.
         add: Vec<String>,
     },
-    /// Makes a thin pool that zeroes its blocks and fails writes when it is full.
-    CreatePool {
+    /// Removes an LV that has no tags at all, unless somebody has it open: what an `lvconvert` that was cut
+    /// has left of a pool. Whoever asks for it proves what it is.
+    RemoveUnfinished {
         /// Its name.
         lv: LvName,
-        /// Room for data.
-        extents: Extents,
-        /// Room for metadata; LVM keeps as much again for repairs.
-        metadata: Extents,
-        /// Unit of allocation, a power of two from 64 KiB.
-        chunk_size: Bytes,
+        /// Its identifier.
+        uuid: LvmUuid,
     },
+    /// Gives a RAID LV new legs, on disks that are there, for those on missing ones. It may be in use.
+    ReplaceLegs {
+        /// Which LV, or part of a thin pool.
+        lv: LvName,
+    },
+    /// Removes the spare for the repair of pools' metadata, if it is on a missing disk. It holds nothing.
+    RemoveLostSpare,
+    /// Takes missing disks out of the VG. LVM refuses while an LV has anything on one.
+    ForgetMissing,
     /// Adds a disk.
     ExtendVg {
         /// The disk, already a PV of ours.
@@ -222,8 +228,9 @@ impl Change {
             | Self::Refresh { lv }
             | Self::ConvertToPool { lv, .. }
             | Self::Tag { lv, .. }
-            | Self::CreatePool { lv, .. } => Some(lv),
-            Self::ExtendVg { .. } => None,
+            | Self::ReplaceLegs { lv }
+            | Self::RemoveUnfinished { lv, .. } => Some(lv),
+            Self::RemoveLostSpare | Self::ForgetMissing | Self::ExtendVg { .. } => None,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The commands that we give to LVM, and their argument lists. Pure; `host` runs them.
 //!
 //! Every call carries our whole configuration, so that no lvm.conf, devices file or filter of the
-//! host has a say: volumes are never scanned for PVs (`scan_lvs=0`), nothing is archived under
-//! /etc, errors come as JSON.
+//! host has a say: volumes are never scanned for PVs (`scan_lvs=0`, and a filter for decrypted
+//! devices), nothing is archived under /etc, errors come as JSON.
 //!
 //! A command that destroys or changes an LV names it by `--select` with the VG's and the LV's
 //! identifiers and our tag: LVM itself proves under its own lock that it is the one we mean. Such a
@@ -93,22 +93,17 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
         Change::SnapshotThin { lv, origin, tags } => {
             create(target, lv, tags, &full(origin), &["--snapshot", "--permission", "r"])
         }
-        Change::SnapshotThick { lv, origin, store, tags } => create(
-            target,
-            lv,
-            tags,
-            &full(origin),
-            &[
-                "--type",
-                "snapshot",
-                "--permission",
-                "r",
-                "--chunksize",
-                &format!("{}b", COW_CHUNK.get()),
-                "--extents",
-                &store.get().to_string(),
-            ],
-        ),
+        Change::SnapshotThick { lv, origin, store, tags } => {
+            let (chunk, store) = (format!("{}b", COW_CHUNK.get()), store.get().to_string());
+            let options = ["--type", "snapshot", "--permission", "r", "--chunksize", &chunk];
+            create(
+                target,
+                lv,
+                tags,
+                &full(origin),
+                &[&options[..], &["--extents", &store]].concat(),
+            )
+        }
         Change::SplitSnapshot { lv } => {
             Args::on(target, "lvconvert", Log::Json).with(&["--splitsnapshot", &full(lv)]).change()
         }
@@ -157,8 +152,16 @@ pub fn change(target: &Target, change: &Change) -> Invocation {
             .each("--addtag", add)
             .with(&[&full(lv)])
             .change(),
-        Change::CreatePool { lv, extents, metadata, chunk_size } => {
-            pool_command::create(target, lv, *extents, *metadata, *chunk_size)
+        Change::RemoveUnfinished { uuid, .. } => pool_command::remove_unfinished(target, uuid),
+        Change::ReplaceLegs { lv } => {
+            Args::on(target, "lvconvert", Log::Json).with(&["--repair", &full(lv)]).change()
+        }
+        // LVM's own name; nobody else may give it.
+        Change::RemoveLostSpare => Args::on(target, "lvremove", Log::Plain)
+            .with(&["--select", "lv_health_status=partial", &format!("{vg}/lvol0_pmspare")])
+            .change(),
+        Change::ForgetMissing => {
+            Args::on(target, "vgreduce", Log::Json).with(&["--removemissing", vg]).change()
         }
         Change::ExtendVg { device } => {
             let devices = [target.devices.as_slice(), std::slice::from_ref(device)].concat();
@@ -216,6 +219,7 @@ mod tests {
     use super::*;
     use crate::host::invocation::Effect;
     use crate::lvm::layout::RaidLevel;
+    use crate::names::CRYPT_PREFIX;
     use crate::units::ExtentSize;
 
     fn target() -> Target {
@@ -303,12 +307,10 @@ mod tests {
                 chunk_size: Bytes::kib(64),
             },
             Change::Tag { lv: lv("pool0"), add: vec![OWNED.to_owned()] },
-            Change::CreatePool {
-                lv: lv("pool0"),
-                extents: Extents::new(1000),
-                metadata: Extents::new(8),
-                chunk_size: Bytes::kib(64),
-            },
+            Change::RemoveUnfinished { lv: lv("lvol0"), uuid: LvmUuid::derived("lvol0") },
+            Change::ReplaceLegs { lv: lv("pvc-1") },
+            Change::RemoveLostSpare,
+            Change::ForgetMissing,
             Change::ExtendVg { device: "/dev/sdc".into() },
         ];
         let mut calls = vec![report(), version()];
@@ -317,6 +319,7 @@ mod tests {
         calls.extend(changes.iter().map(|c| change(&target(), c)));
         insta::assert_snapshot!(lines(&calls));
         insta::assert_snapshot!("configuration", [CONFIG, CONFIG_JSON].concat());
+        assert!(CONFIG.contains(&format!("r|^/dev/mapper/{CRYPT_PREFIX}|")));
     }
 
     #[test]

@@ -49,8 +49,10 @@ pub fn parse(text: &str, devices: &BTreeMap<LvmUuid, PathBuf>) -> Result<VgState
     let extent_size = ExtentSize::new(extent_sectors.saturating_mul(SECTOR))
         .map_or_else(|| bad("extent_size is 0"), Ok)?;
     let mut disks = Disks::read(vg, devices)?;
-    let mut lvs = BTreeMap::new();
+    let (mut lvs, mut has_pool_spare) = (BTreeMap::new(), false);
     if let Some(section) = vg.section("logical_volumes") {
+        // By its name alone does LVM know it, too (import_vsn1.c).
+        has_pool_spare = section.sections.iter().any(|(name, _)| name.ends_with("_pmspare"));
         let mut areas = BTreeMap::new();
         for (name, lv) in &section.sections {
             areas.insert(name.as_str(), disks.mark_used(name, lv)?);
@@ -67,6 +69,7 @@ pub fn parse(text: &str, devices: &BTreeMap<LvmUuid, PathBuf>) -> Result<VgState
         system_id: vg.value("system_id").and_then(Value::as_text).unwrap_or_default().to_owned(),
         pvs: disks.into_pvs()?,
         lvs,
+        has_pool_spare,
     })
 }
 
@@ -392,6 +395,7 @@ mod tests {
             if report.vgs.len() > 1 {
                 // It was recorded without the hidden LVs: where legs are, and what pools are made of.
                 parsed.lvs.values_mut().for_each(|lv| (lv.legs, lv.parts) = (vec![], vec![]));
+                parsed.has_pool_spare = false;
             }
             assert_eq!(&parsed, reported, "{name}");
         }

@@ -2,33 +2,9 @@
 
 use super::args::{Args, Log};
 use super::change::{Range, Target};
-use super::command;
-use super::tag::{Kind, OWNED};
 use crate::host::invocation::Invocation;
-use crate::names::LvName;
-use crate::units::{Bytes, Extents};
-
-/// Makes a pool on plain extents.
-pub(super) fn create(
-    target: &Target,
-    lv: &LvName,
-    extents: Extents,
-    metadata: Extents,
-    chunk_size: Bytes,
-) -> Invocation {
-    let tags = [OWNED.to_owned(), Kind::Pool.tag().to_owned()];
-    let metadata = target.extent_size.size_of(metadata).get();
-    let options = [
-        ("--type", "thin-pool".to_owned()),
-        ("--zero", "y".to_owned()),
-        ("--chunksize", format!("{}b", chunk_size.get())),
-        ("--poolmetadatasize", format!("{metadata}b")),
-        ("--poolmetadataspare", "y".to_owned()),
-        ("--extents", extents.get().to_string()),
-    ];
-    let options: Vec<&str> = options.iter().flat_map(|(k, v)| [*k, v.as_str()]).collect();
-    command::create(target, lv, &tags, target.vg.as_str(), &options)
-}
+use crate::names::{LvName, LvmUuid};
+use crate::units::Bytes;
 
 /// Makes two LVs a pool.
 pub(super) fn convert(
@@ -42,6 +18,17 @@ pub(super) fn convert(
         .with(&["--type", "thin-pool", "--zero", "y"])
         .with(&["--chunksize", &format!("{}b", chunk_size.get())])
         .with(&["--poolmetadataspare", "y", "--poolmetadata", &full(metadata), &full(lv)])
+        .change()
+}
+
+/// Removes what has no tags and nobody has open.
+pub(super) fn remove_unfinished(target: &Target, lv: &LvmUuid) -> Invocation {
+    let vg = &target.uuid;
+    let proof = format!(
+        "vg_uuid=\"{vg}\" && lv_uuid=\"{lv}\" && lv_tags=\"\" && lv_attr!~\"^[oO]\" && lv_attr!~\"^.....o\""
+    );
+    Args::on(target, "lvremove", Log::Plain)
+        .with(&["--select", &proof, target.vg.as_str()])
         .change()
 }
 

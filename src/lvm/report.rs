@@ -231,6 +231,10 @@ fn vg(row: &Row, part: &Part) -> Result<VgState, ReportError> {
         system_id: row.text("vg_systemid").to_owned(),
         pvs: pvs(part)?,
         lvs: lvs(part)?,
+        has_pool_spare: part
+            .lv
+            .iter()
+            .any(|row| !is_shown(row) && row.list("lv_role").any(|role| role == "spare")),
     })
 }
 

@@ -34,6 +34,8 @@ pub struct VgState {
     pub pvs: BTreeMap<LvmUuid, Pv>,
     /// Its visible LVs. Hidden ones (legs, pool metadata) only show as space that is not free.
     pub lvs: BTreeMap<LvName, Lv>,
+    /// Whether it has the hidden LV that LVM keeps for the repair of thin pools' metadata.
+    pub has_pool_spare: bool,
 }
 
 /// A physical volume.

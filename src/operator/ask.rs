@@ -1,22 +1,16 @@
 //! The command line's side: asks the controller of its own pod, and writes for people.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use cinderblock_proto::operator::v1 as pb;
-use hyper_util::rt::TokioIo;
 use pb::operator_client::OperatorClient;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Request, Status};
+use tonic::Status;
+use tonic::transport::Channel;
 
-use super::HANDLES_MAX;
+use super::{HANDLES_MAX, line, request};
 use crate::error::{Error, Result, few};
 use crate::names::Handle;
 use crate::units::Bytes;
-
-/// The longest that a call takes: LVM on a bad day, a hundred times, takes longer, and goes on.
-const CALL_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -47,13 +41,7 @@ pub async fn ask(ask: Ask, now: i64) -> Result<String> {
 }
 
 async fn connect(socket: &Path) -> Result<OperatorClient<Channel>> {
-    let path = socket.to_owned();
-    let connector = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    let endpoint = Endpoint::from_static("http://localhost");
-    let channel = endpoint.connect_with_connector(connector).await.map_err(|e| {
+    let channel = super::connect(socket).await.map_err(|e| {
         Error::unavailable(format!(
             "no controller answers at {}: run this in a controller's pod, as in \
              kubectl exec deploy/cinderblock-controller -- cinderblock orphans",
@@ -62,12 +50,6 @@ async fn connect(socket: &Path) -> Result<OperatorClient<Channel>> {
         .because(e)
     })?;
     Ok(OperatorClient::new(channel))
-}
-
-fn request<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(CALL_TIMEOUT);
-    request
 }
 
 fn failed(status: Status) -> Error {
@@ -92,11 +74,6 @@ fn said(out: &mut String, answer: pb::RemoveOrphansResponse) -> Result<()> {
         return Ok(());
     }
     Err(Error::failed_precondition(format!("{out}{}", refusals.join("\n"))))
-}
-
-fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
-    out.push_str(&text.to_string());
-    out.push('\n');
 }
 
 /// All orphans in columns, and below what is not known.

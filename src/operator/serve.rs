@@ -1,28 +1,19 @@
 //! The controller's side.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use cinderblock_proto::operator::v1 as pb;
 use pb::operator_server::{Operator, OperatorServer};
 use pb::remove_orphans_response::Outcome;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
 use super::{HANDLES_MAX, ROWS_MAX};
 use crate::controller::Orphans;
 use crate::domain::{Orphan, What};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::names::Handle;
-use crate::net;
-
-/// Connections at a time, and calls of each: people are few.
-const CONNECTIONS_MAX: usize = 8;
-const CALLS_MAX: usize = 4;
-/// A connection on which nothing comes back within these is ended.
-const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Serves until `stop`.
 ///
@@ -33,17 +24,8 @@ pub async fn serve(
     orphans: Arc<Orphans>,
     stop: CancellationToken,
 ) -> Result<()> {
-    Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .concurrency_limit_per_connection(CALLS_MAX)
-        .add_service(OperatorServer::new(Service(orphans)))
-        .serve_with_incoming_shutdown(
-            net::clients(listener, CONNECTIONS_MAX),
-            stop.cancelled_owned(),
-        )
-        .await
-        .map_err(|e| Error::host("the operator's socket failed").because(e))
+    let served = super::server().add_service(OperatorServer::new(Service(orphans)));
+    super::serve_on(served, listener, stop).await
 }
 
 struct Service(Arc<Orphans>);

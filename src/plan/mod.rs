@@ -10,6 +10,7 @@ pub mod cow;
 pub mod create;
 mod encryption;
 pub mod expand;
+pub(crate) mod missing;
 mod place;
 pub mod pool;
 pub mod pool_growth;
@@ -150,6 +151,7 @@ pub(crate) mod fixture {
             system_id: String::new(),
             pvs: pvs.collect(),
             lvs: BTreeMap::new(),
+            has_pool_spare: false,
         }
     }
 

@@ -1,14 +1,12 @@
 //! Making a thin pool, and finding one that may be used.
 
 use super::{Plan, PoolRules, Rules, pool_parts};
-use crate::config::{Share, ThinPool};
+use crate::config::ThinPool;
 use crate::error::{Error, Result};
-use crate::lvm::change::Change;
 use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, LvLayout, VgState};
-use crate::lvm::tag::Kind;
 use crate::names::LvName;
-use crate::units::{Bytes, Extents};
+use crate::units::Bytes;
 
 /// The smallest unit of allocation that LVM takes; small ones make snapshots cheap.
 const CHUNK_MIN: Bytes = Bytes::kib(64);
@@ -26,39 +24,22 @@ pub(super) const METADATA_MIN: Bytes = Bytes::mib(16);
 /// # Errors
 /// When it cannot be made, or what bears its name cannot be used.
 pub fn plan(vg: &VgState, pool: &ThinPool, reserve: Bytes) -> Result<Plan> {
-    let layout = pool.layout.unwrap_or(ThickLayout::Linear);
-    let in_parts = pool.create_size.filter(|_| layout != ThickLayout::Linear);
-    if let Some(size) = in_parts
+    if let Some(size) = pool.create_size
         && vg.lvs.get(&pool.name).is_none_or(is_on_its_way)
     {
+        let layout = pool.layout.unwrap_or(ThickLayout::Linear);
         return pool_parts::plan(vg, pool, layout, size, reserve);
     }
     let Some(found) = vg.lvs.get(&pool.name) else {
-        let Some(size) = pool.create_size else {
-            return Err(Error::failed_precondition(format!(
-                "thin pool {}/{} does not exist: make it with lvcreate --type thin-pool, or give thinPool.size so that it is made",
-                vg.name, pool.name
-            )));
-        };
-        return Ok(Plan::Steps(vec![shape(vg, pool, size, reserve)?]));
+        return Err(Error::failed_precondition(format!(
+            "thin pool {}/{} does not exist: make it with lvcreate --type thin-pool, or give thinPool.size so that it is made",
+            vg.name, pool.name
+        )));
     };
     match &found.layout {
         LvLayout::ThinPool { zero: true, .. } => is_as_configured(vg, found, pool.layout),
         LvLayout::ThinPool { zero: false, .. } => {
             Err(Error::failed_precondition(does_not_zero(vg, &pool.name)))
-        }
-        // lvcreate makes a plain LV first and turns it into a pool; it was cut in between.
-        LvLayout::Linear
-        | LvLayout::Striped { .. }
-        | LvLayout::Raid(_)
-        | LvLayout::UnfinishedRaid(_)
-        | LvLayout::Thin { .. }
-        | LvLayout::Cow { .. }
-        | LvLayout::Other(_)
-            if found.tags.is_ours() && found.tags.kind == Some(Kind::Pool) =>
-        {
-            let remove = Change::Remove { lv: found.name.clone(), uuid: found.uuid.clone() };
-            Ok(Plan::Rest(vec![remove]))
         }
         LvLayout::Linear
         | LvLayout::Striped { .. }
@@ -87,7 +68,7 @@ fn is_as_configured(vg: &VgState, pool: &Lv, layout: Option<ThickLayout>) -> Res
             vg.name, pool.name
         )));
     }
-    Ok(pool_parts::name_as_ours(pool).map_or(Plan::Done, |tag| Plan::Rest(vec![tag])))
+    Ok(pool_parts::finish(vg, pool).map_or(Plan::Done, |step| Plan::Rest(vec![step])))
 }
 
 /// The unit of allocation of a pool of that size.
@@ -138,36 +119,12 @@ fn does_not_zero(vg: &VgState, pool: &LvName) -> String {
     )
 }
 
-fn shape(vg: &VgState, pool: &ThinPool, size: Share, reserve: Bytes) -> Result<Change> {
-    let extent = vg.extent_size;
-    let wanted = size.of(vg.size());
-    let chunk = chunk_size(wanted);
-    let chunks = wanted.get().checked_div(chunk.get()).unwrap_or_default();
-    let metadata = Bytes::new(chunks.saturating_mul(METADATA_PER_CHUNK)).max(METADATA_MIN);
-    let metadata = extent.extents_ceil(metadata);
-    // LVM keeps a spare of the same size.
-    let beside = metadata.saturating_add(metadata).saturating_add(extent.extents_ceil(reserve));
-    let room = vg.free_extents().saturating_sub(beside);
-    let data = match size {
-        // A share is of what there is; what its metadata and the reserve need comes off.
-        Share::Percent(_) => extent.extents_floor(wanted).min(room),
-        Share::Size(_) => extent.extents_ceil(wanted),
-    };
-    if data > room || data == Extents::ZERO {
-        return Err(Error::failed_precondition(format!(
-            "thin pool {}/{} of {wanted} does not fit: {} are free beyond its metadata and the reserve of {reserve}",
-            vg.name,
-            pool.name,
-            extent.size_of(room)
-        )));
-    }
-    Ok(Change::CreatePool { lv: pool.name.clone(), extents: data, metadata, chunk_size: chunk })
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{add, lv_name, vg};
     use super::*;
+    use crate::config::Share;
+    use crate::lvm::change::Change;
 
     fn pool(size: Option<Share>) -> ThinPool {
         ThinPool {
@@ -179,35 +136,10 @@ mod tests {
         }
     }
 
-    fn made(vg: &VgState, size: Share, reserve: Bytes) -> (u64, u64, Bytes) {
-        match plan(vg, &pool(Some(size)), reserve).unwrap() {
-            Plan::Steps(steps) => match &steps[..] {
-                [Change::CreatePool { extents, metadata, chunk_size, .. }] => {
-                    (extents.get(), metadata.get(), *chunk_size)
-                }
-                other => panic!("{other:?}"),
-            },
-            other => panic!("{other:?}"),
-        }
-    }
-
     #[test]
-    fn a_share_leaves_room_for_metadata_and_reserve() {
-        let vg = vg(&[&[1000]]);
-        let none = Bytes::ZERO;
-        assert_eq!(made(&vg, Share::Percent(90), none), (900, 4, CHUNK_MIN));
-        assert_eq!(made(&vg, Share::Percent(100), none), (992, 4, CHUNK_MIN));
-        assert_eq!(made(&vg, Share::Percent(100), Bytes::mib(400)), (892, 4, CHUNK_MIN));
-        assert_eq!(made(&vg, Share::Size(Bytes::gib(1)), none), (256, 4, CHUNK_MIN));
-        assert!(plan(&vg, &pool(Some(Share::Size(Bytes::mib(3990)))), none).is_err());
-        assert!(plan(&vg, &pool(None), none).unwrap_err().to_string().contains("thinPool.size"));
-    }
-
-    #[test]
-    fn large_pools_have_larger_chunks() {
-        let vg = vg(&[&[10 << 18]]);
-        let (_, metadata, chunk) = made(&vg, Share::Percent(90), Bytes::ZERO);
-        assert_eq!((chunk, metadata), (Bytes::mib(1), 289));
+    fn what_is_not_there_and_not_to_be_made_is_asked_for() {
+        let refused = plan(&vg(&[&[1000]]), &pool(None), Bytes::ZERO).unwrap_err();
+        assert!(refused.to_string().contains("thinPool.size"), "{refused}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Making a thin pool whose data lies on stripes or RAID: LVM makes its data and its metadata as LVs of
-//! their own first, each leg where we say, and then turns both into a pool. Cut anywhere, what is there
-//! is used, or removed: nobody has ever had it.
+//! Making a thin pool: LVM makes its data and its metadata as LVs of their own first, each leg where we
+//! say, and then turns both into a pool. Cut anywhere, what is there is used, or removed: nobody has ever
+//! had it. One lvcreate would do for a plain pool, but when it is cut it leaves an LV without a tag, which
+//! nobody could prove to be ours.
 
 use super::pool::{METADATA_MIN, METADATA_PER_CHUNK, chunk_size};
 use super::{Plan, place};
@@ -9,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::lvm::change::{Change, Range};
 use crate::lvm::layout::{RaidLevel, ThickLayout};
 use crate::lvm::state::{Lv, LvLayout, VgState};
-use crate::lvm::tag::{Kind, OWNED};
+use crate::lvm::tag::{Kind, OWNED, Tags};
 use crate::units::{Bytes, ExtentSize, Extents};
 
 /// What a pool is to be made of.
@@ -80,10 +81,33 @@ pub(super) fn plan(
     }
 }
 
-/// What is left to do for a pool that is there: LVM leaves the tags to the part that its data is in.
-pub(super) fn name_as_ours(pool: &Lv) -> Option<Change> {
+/// What is left to do for a pool that LVM has made of its parts: LVM leaves the tags to the part that its data
+/// is in.
+pub(super) fn finish(vg: &VgState, pool: &Lv) -> Option<Change> {
     let made = pool.parts.first().is_some_and(is_ours);
-    (made && !is_ours(pool)).then(|| Change::Tag { lv: pool.name.clone(), add: tags() })
+    if !made || is_ours(pool) {
+        return None;
+    }
+    if vg.has_pool_spare || vg.lvs.values().any(|lv| lv.pool() == Some(&pool.name)) {
+        return Some(Change::Tag { lv: pool.name.clone(), add: tags() });
+    }
+    // lvconvert was cut while it made the spare: nobody has had the pool, and it is made again, with one.
+    let left = vg.lvs.values().find(|lv| is_unfinished_spare(lv, pool)).unwrap_or(pool);
+    Some(Change::RemoveUnfinished { lv: left.name.clone(), uuid: left.uuid.clone() })
+}
+
+/// Whether an LV is what lvconvert makes first of a pool's spare (`_alloc_pool_metadata_spare` in LVM's
+/// `pool_manip.c`): plain, of the metadata's size, with a name that LVM gives to what nobody names, and younger
+/// than what the pool is made of. It is asked only of a VG whose pool has just been made and has no spare.
+fn is_unfinished_spare(lv: &Lv, pool: &Lv) -> bool {
+    let number = lv.name.as_str().strip_prefix("lvol");
+    let unnamed = number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    let [data, metadata] = pool.parts.as_slice() else { return false };
+    unnamed
+        && lv.layout == LvLayout::Linear
+        && lv.tags == Tags::default()
+        && lv.size == metadata.size
+        && lv.created_unix >= data.created_unix
 }
 
 /// Whether a pool is not of the kind that the configuration says, and of which it is.
@@ -190,10 +214,13 @@ fn without(vg: &VgState, taken: &[Range]) -> Vec<Vec<(u64, u64)>> {
 }
 
 fn no_room(vg: &VgState, pool: &ThinPool, shape: &Shape) -> Error {
+    let apart =
+        if shape.data.legs() > 1 { ", each stripe or leg on a disk of its own" } else { "" };
     Error::failed_precondition(format!(
-        "thin pool {}/{} does not fit: it is to be {}, each stripe or leg on a disk of its own, with {} of metadata ({}) and as much as a spare, beyond the reserve",
+        "thin pool {}/{} does not fit into the {} that are free: it is to be {}{apart}, with {} of metadata ({}) and as much as a spare, beyond the reserve",
         vg.name,
         pool.name,
+        vg.extent_size.size_of(vg.free_extents()),
         shape.data,
         vg.extent_size.size_of(shape.metadata_extents),
         shape.metadata
@@ -254,6 +281,7 @@ mod tests {
                 vg.lvs.get_mut(lv).unwrap().legs = legs;
             }
             Change::ConvertToPool { lv, metadata, chunk_size } => {
+                vg.has_pool_spare = true;
                 let mut parts = vec![vg.lvs.remove(lv).unwrap(), vg.lvs.remove(metadata).unwrap()];
                 for (part, end) in parts.iter_mut().zip(["tdata", "tmeta"]) {
                     part.name = lv_name(&format!("{lv}_{end}"));
@@ -263,7 +291,7 @@ mod tests {
                 vg.lvs.get_mut(lv).unwrap().parts = parts;
             }
             Change::Tag { lv, add } => {
-                let tags = crate::lvm::tag::Tags::parse(add.iter().map(String::as_str));
+                let tags = Tags::parse(add.iter().map(String::as_str));
                 vg.lvs.get_mut(lv).unwrap().tags = tags;
             }
             Change::Remove { lv, .. } => drop(vg.lvs.remove(lv)),
@@ -288,9 +316,10 @@ mod tests {
             (raid(RaidLevel::Raid10, 2), 748),
             (raid(RaidLevel::Raid6, 3), 897),
             (striped, 1500),
+            (ThickLayout::Linear, 1500),
         ] {
             let mut vg = match layout.legs() {
-                2 | 3 => vg(&[&[999], &[999], &[999]]),
+                1..=3 => vg(&[&[999], &[999], &[999]]),
                 4 => vg(&[&[749], &[749], &[749], &[749]]),
                 _ => vg(&[&[599], &[599], &[599], &[599], &[599]]),
             };
@@ -346,6 +375,81 @@ mod tests {
             add(&mut foreign, name, Bytes::mib(400), LvLayout::Raid(layout), &[]);
             assert!(pool::plan(&foreign, &config, Bytes::ZERO).is_err(), "{name}");
         }
+    }
+
+    /// Extents of a plain pool's data and metadata, and its chunks.
+    fn plain(vg: &VgState, size: Share, reserve: Bytes) -> (u64, u64, Bytes) {
+        let mut vg = vg.clone();
+        let config = config(ThickLayout::Linear, size);
+        while let Plan::Steps(steps) | Plan::Rest(steps) =
+            pool::plan(&vg, &config, reserve).unwrap()
+        {
+            apply(&mut vg, &steps[0]);
+        }
+        let pool = &vg.lvs[&lv_name("pool0")];
+        let extents = |n: usize| vg.extent_size.extents_ceil(pool.parts[n].size).get();
+        let LvLayout::ThinPool { chunk_size, .. } = pool.layout else { panic!("{pool:?}") };
+        (extents(0), extents(1), chunk_size)
+    }
+
+    #[test]
+    fn a_share_leaves_room_for_metadata_and_reserve() {
+        let (disk, none, chunk) = (vg(&[&[1000]]), Bytes::ZERO, Bytes::kib(64));
+        assert_eq!(plain(&disk, Share::Percent(90), none), (900, 4, chunk));
+        assert_eq!(plain(&disk, Share::Percent(100), none), (992, 4, chunk));
+        assert_eq!(plain(&disk, Share::Percent(100), Bytes::mib(400)), (892, 4, chunk));
+        assert_eq!(plain(&disk, Share::Size(Bytes::gib(1)), none), (256, 4, chunk));
+        let too_large = config(ThickLayout::Linear, Share::Size(Bytes::mib(3990)));
+        assert!(pool::plan(&disk, &too_large, none).is_err());
+    }
+
+    #[test]
+    fn large_pools_have_larger_chunks() {
+        let vg = vg(&[&[10 << 18]]);
+        let (_, metadata, chunk) = plain(&vg, Share::Percent(90), Bytes::ZERO);
+        assert_eq!((chunk, metadata), (Bytes::mib(1), 289));
+    }
+
+    #[test]
+    fn a_pool_whose_spare_was_cut_is_made_again_and_nothing_else_is_touched() {
+        let mut cut = vg(&[&[1000]]);
+        let config = config(ThickLayout::Linear, Share::Percent(50));
+        while let Some(step) = next(&cut, &config) {
+            let converts = matches!(step, Change::ConvertToPool { .. });
+            apply(&mut cut, &step);
+            if converts {
+                break;
+            }
+        }
+        assert!(matches!(next(&cut, &config), Some(Change::Tag { .. })));
+        cut.has_pool_spare = false;
+        let removes = |vg: &VgState| match next(vg, &config) {
+            Some(Change::RemoveUnfinished { lv, .. }) => lv.to_string(),
+            other => panic!("{other:?}"),
+        };
+        // Others' LVs: of another name, size, kind or age, or with a tag.
+        let mib = Bytes::mib;
+        add(&mut cut, "lvol", mib(16), LvLayout::Linear, &[]);
+        add(&mut cut, "lvol0a", mib(16), LvLayout::Linear, &[]);
+        add(&mut cut, "lvol0", mib(20), LvLayout::Linear, &[]);
+        add(&mut cut, "lvol1", mib(16), LvLayout::Linear, &["theirs"]);
+        let striped = LvLayout::Striped { stripes: 2, stripe_size: Bytes::kib(64) };
+        add(&mut cut, "lvol2", mib(16), striped, &[]);
+        add(&mut cut, "lvol3", mib(16), LvLayout::Linear, &[]);
+        let data = cut.lvs[&lv_name("pool0")].parts[0].created_unix;
+        cut.lvs.get_mut(&lv_name("lvol3")).unwrap().created_unix = data - 1;
+        assert_eq!(removes(&cut), "pool0");
+        add(&mut cut, "lvol4", mib(16), LvLayout::Linear, &[]);
+        assert_eq!(removes(&cut), "lvol4");
+        // Somebody has made a volume in the pool.
+        let pool = lv_name("pool0");
+        let thin = LvLayout::Thin { pool: pool.clone(), device_id: 1, origin: None };
+        add(&mut cut, "theirs", mib(64), thin, &[]);
+        assert!(matches!(next(&cut, &config), Some(Change::Tag { .. })));
+        cut.lvs.remove(&lv_name("theirs"));
+        // It is as whole as a user wants it to be, once it is named.
+        cut.lvs.get_mut(&pool).unwrap().tags = Tags::parse(["cinderblock=1", "cb.pool"]);
+        assert_eq!(next(&cut, &config), None);
     }
 
     #[test]

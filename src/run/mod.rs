@@ -19,14 +19,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, IsReady};
 use crate::agent::{Agent, CopyTotals};
-use crate::cli::{Cli, Mode, Orphans};
+use crate::cli::{Cli, Mode, Orphans, Repair};
 use crate::csi::Readiness;
 use crate::domain::Inventory;
 use crate::error::{Error, Result};
 use crate::host::{Host, Linux};
 use crate::lvm::command;
 use crate::metrics::{Metrics, ProgramMetrics};
-use crate::operator::{Ask, ask};
+use crate::operator::{Ask, AskRepair, ask, ask_repair};
 use crate::telemetry;
 
 /// The oldest LVM that takes `--devices` and `--setautoactivation`.
@@ -43,21 +43,32 @@ pub async fn run(cli: Cli) -> Result<()> {
         Mode::Node(options) => &options.common,
         Mode::Standalone(options) => &options.common,
         Mode::Orphans(options) => return orphans(options).await,
+        Mode::Repair(options) => return repair(options).await,
     };
     telemetry::start(&common.log, common.log_format)?;
     end_on_signal(&stop)?;
     match cli.mode {
         Mode::Controller(options) => controller::run(options, stop).await,
-        Mode::Node(options) => node::run(options, stop).await,
+        Mode::Node(options) => Box::pin(node::run(options, stop)).await,
         Mode::Standalone(options) => standalone::run(options, stop).await,
         Mode::Orphans(options) => orphans(&options).await,
+        Mode::Repair(options) => repair(&options).await,
     }
 }
 
 /// Asks the controller of this pod, and writes its answer for whoever reads it.
 async fn orphans(options: &Orphans) -> Result<()> {
     let socket = options.operator.operator_endpoint.clone();
-    let said = ask(Ask { socket, remove: options.remove.clone() }, now()).await?;
+    write(&ask(Ask { socket, remove: options.remove.clone() }, now()).await?)
+}
+
+/// The same of the agent of this pod.
+async fn repair(options: &Repair) -> Result<()> {
+    let socket = options.operator.operator_endpoint.clone();
+    write(&ask_repair(AskRepair { socket, backend: options.backend.clone() }).await?)
+}
+
+fn write(said: &str) -> Result<()> {
     let written = std::io::stdout().write_all(said.as_bytes());
     written.map_err(|e| Error::host("cannot write the answer").because(e))
 }

@@ -17,11 +17,12 @@ use crate::link::{self, Dial};
 use crate::metrics::Metrics;
 use crate::names::topology_key;
 use crate::net;
+use crate::operator::serve_repair;
 
 pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     let Options { common, disks, controller, token_file, ca_file, .. } = options;
     let Common { driver_name, config, csi_endpoint, http_address, log: _, log_format: _ } = common;
-    let Disks { node_name, run_dir } = disks;
+    let Disks { node_name, run_dir, operator } = disks;
     let metrics = Metrics::new(&driver_name);
     let config = config_file::follow(&config, stop.clone())?;
     let host = super::host(&run_dir, metrics.programs()).await?;
@@ -39,6 +40,7 @@ pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()>
         node: Some(NodeService::new(agent.clone(), node_name.clone(), key, observer)),
     };
     let listener = net::unix(&csi_endpoint)?;
+    let operators = net::unix(&operator.operator_endpoint)?;
     tracing::info!(socket = %csi_endpoint.display(), node = %node_name, driver = driver_name, "serving");
 
     let registrar =
@@ -67,7 +69,8 @@ pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()>
     };
     // All of them end by `stop`, and the first that fails ends the others.
     let served = csi::serve(listener, services, stop.clone());
-    let result = tokio::try_join!(served, registered, http, dialled);
+    let repairs = serve_repair(operators, agent.clone(), stop.clone());
+    let result = tokio::try_join!(served, registered, http, dialled, repairs);
     stop.cancel();
     agent.finish().await;
     result.map(drop)

@@ -17,15 +17,17 @@ use crate::host::Host;
 use crate::metrics::Metrics;
 use crate::names::{NodeName, topology_key};
 use crate::net;
+use crate::operator::serve_repair;
 
 pub(super) async fn run(options: Standalone, stop: CancellationToken) -> Result<()> {
     let Standalone { common, disks } = options;
     let Common { driver_name, config, csi_endpoint, http_address, log: _, log_format: _ } = common;
-    let Disks { node_name, run_dir } = disks;
+    let Disks { node_name, run_dir, operator } = disks;
     let metrics = Metrics::new(&driver_name);
     let config = config_file::follow(&config, stop.clone())?;
     let host = super::host(&run_dir, metrics.programs()).await?;
     let listener = net::unix(&csi_endpoint)?;
+    let operators = net::unix(&operator.operator_endpoint)?;
     tracing::info!(socket = %csi_endpoint.display(), node = %node_name, driver = driver_name, "serving");
     let labels = watch::Sender::new(Some(Labels::new()));
     let agent = Agent::new(host, config.clone(), labels.subscribe());
@@ -38,6 +40,7 @@ pub(super) async fn run(options: Standalone, stop: CancellationToken) -> Result<
     let result = tokio::select! {
         served = csi::serve(listener, services, stop.clone()) => served,
         failed = http => failed,
+        failed = serve_repair(operators, agent.clone(), stop.clone()) => failed,
         () = watched.run(stop.clone()) => Ok(()),
     };
     stop.cancel();

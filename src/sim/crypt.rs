@@ -180,7 +180,7 @@ fn resize(world: &mut World, name: &str, key: &[u8]) -> Outcome {
 
 fn close(world: &mut World, name: &str) -> Outcome {
     let node = Path::new("/dev/mapper").join(name);
-    if world.mounts.iter().any(|m| m.source == node) {
+    if world.users(&node) > 0 {
         return Err((5, "Device is still in use."));
     }
     world.mappings.remove(name).map(|_| String::new()).ok_or(NO_DEVICE)

@@ -1,15 +1,36 @@
-//! An LVM command that is killed in the midst of a change: the metadata has it, the kernel has half of
-//! it. As LVM 2.03.16 leaves it, command by command.
+//! A program that is killed in the midst of a change. LVM: the metadata has it, the kernel has half of
+//! it, as LVM 2.03.16 leaves it, command by command. cryptsetup: the device is suspended.
 
 use super::lvm::{self, Outcome, refuse};
+use super::programs;
 use super::world::World;
 use crate::host::dm_status::Layer;
 use crate::host::dm_undo::Halves;
+use crate::host::invocation::{Invocation, Program};
 use crate::lvm::state::{Lv, LvLayout};
-use crate::names::{LvName, LvmUuid, dm_name};
+use crate::lvm::tag::Tags;
+use crate::names::{CRYPT_PREFIX, LvName, LvmUuid, dm_name};
 
-/// Begins a command, and is killed in its midst.
-pub(super) fn run(world: &mut World, args: &[String]) {
+/// Whether a call can be killed in its midst; all others happen wholly or not at all.
+pub(super) fn has_midst(call: &Invocation) -> bool {
+    match call.program {
+        Program::Lvm | Program::XfsAdmin => true,
+        Program::Cryptsetup => call.args.first().is_some_and(|action| action == "resize"),
+        _ => false,
+    }
+}
+
+/// Begins a call, and is killed in its midst.
+pub(super) fn run(world: &mut World, call: &Invocation) {
+    match call.program {
+        Program::Lvm => run_lvm(world, &call.args),
+        // The new table is loaded, and the device suspended.
+        Program::Cryptsetup => world.held.extend(call.args.last().cloned()),
+        _ => programs::cut_log(world, call),
+    }
+}
+
+fn run_lvm(world: &mut World, args: &[String]) {
     let before = world.clone();
     lvm::run(world, args);
     let mut held = Vec::new();
@@ -32,6 +53,7 @@ pub(super) fn run(world: &mut World, args: &[String]) {
             }
         }
     }
+    world.leave_unfinished_spare(&before);
     held.retain(|name| world.active.contains_key(name));
     world.held.extend(held);
 }
@@ -54,6 +76,38 @@ impl World {
         if let Some(name) = self.vg(vg).and_then(|vg| dm_name(&vg.name, lv).ok()) {
             self.held.remove(&name);
         }
+    }
+
+    /// LVM writes the pool that it has made with what is to become its spare, and only then the spare.
+    fn leave_unfinished_spare(&mut self, before: &Self) {
+        let uuid = LvmUuid::derived("unfinished spare");
+        for (id, vg) in &mut self.vgs {
+            let Some(old) = before.vgs.get(id) else { continue };
+            let new = vg.pools.keys().find(|pool| !old.pools.contains_key(*pool)).cloned();
+            let pool = new.and_then(|pool| vg.state.lvs.get(&pool));
+            let (Some(pool), Ok(name)) = (pool, LvName::parse("lvol0")) else { continue };
+            let (Some(metadata), Some(areas)) = (pool.parts.get(1), vg.hidden.remove(&pool.name))
+            else {
+                continue;
+            };
+            let created_unix = pool.created_unix;
+            let spare = Lv {
+                name: name.clone(),
+                uuid: uuid.clone(),
+                areas,
+                created_unix,
+                layout: LvLayout::Linear,
+                tags: Tags::default(),
+                legs: vec![],
+                ..metadata.clone()
+            };
+            vg.state.lvs.insert(name, spare);
+        }
+    }
+
+    /// Lets the decrypted devices go on that are held.
+    pub(super) fn resume_mappings(&mut self) -> Vec<String> {
+        self.held.extract_if(.., |name| name.starts_with(CRYPT_PREFIX)).collect()
     }
 
     /// The active devices of a VG.

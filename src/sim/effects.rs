@@ -21,7 +21,7 @@ use crate::host::luks::COPY_AT;
 use crate::host::mount::MountCall;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::runner::{Completed, Exit, RunError};
-use crate::host::{FilesystemUsage, Host, PathKind, Usage, superblock};
+use crate::host::{FilesystemUsage, Host, PathKind, Usage, superblock, xfs_log};
 use crate::lvm::tag::{FsType, Wipe};
 use crate::names::{LvmUuid, VgName};
 use crate::units::Bytes;
@@ -66,8 +66,8 @@ impl Host for SimHost {
         match self.pass(call.to_string()) {
             Pass::Dead => Err(dead()),
             Pass::Free => Ok(self.execute(call)),
-            Pass::Strike(Mode::Cut) if call.program == Program::Lvm => {
-                cut::run(&mut self.world(), &call.args);
+            Pass::Strike(Mode::Cut) if cut::has_midst(call) => {
+                cut::run(&mut self.world(), call);
                 let (stdout, stderr) = (String::new(), String::new());
                 Ok(Completed { exit: Exit::Signal(9), stdout, stderr })
             }
@@ -122,7 +122,7 @@ impl Host for SimHost {
         };
         let held = world.lv_at(&device.node).map(|(_, lv)| &lv.uuid);
         let held = held.filter(|_| world.mapping_at(&device.node).is_none());
-        let open = world.mounts.iter().filter(|m| m.source == device.node).count();
+        let open = world.users(&device.node);
         let open =
             open.saturating_add(world.mappings.values().filter(|m| Some(&m.lv) == held).count());
         let open_count = u32::try_from(open).unwrap_or(u32::MAX);
@@ -145,7 +145,12 @@ impl Host for SimHost {
             crate::host::luks::print(&luks.header)
         } else {
             let content = world.content_mut(device).ok_or_else(|| not_found(device))?;
-            content.superblock.as_ref().map(superblock::print).unwrap_or_default()
+            let head = content.superblock.as_ref().map(superblock::print).unwrap_or_default();
+            if xfs_log::begins_at(&head) == Some(offset) {
+                let of = content.superblock.filter(|_| !content.log_cut).map(|sb| sb.uuid);
+                return Ok(sized(xfs_log::print(of), len));
+            }
+            head
         };
         Ok(sized(image.get(from..).unwrap_or_default().to_vec(), len))
     }
@@ -175,7 +180,7 @@ impl Host for SimHost {
     fn clear_device(&self, device: &Path, how: Wipe, offset: u64, len: u64) -> io::Result<()> {
         self.effect(format!("{how} {} {offset} {len}", device.display()), |world| {
             let held = world.lv_at(device).map(|(_, lv)| lv.uuid.clone());
-            if world.mounts.iter().any(|m| m.source == device)
+            if world.users(device) > 0
                 || world.mappings.values().any(|m| Some(&m.lv) == held.as_ref())
             {
                 return Err(io::ErrorKind::ResourceBusy.into());
@@ -272,6 +277,11 @@ impl Host for SimHost {
         self.alive().map(|()| false)
     }
 
+    fn resume_mappings(&self) -> io::Result<Vec<(String, io::Result<()>)>> {
+        self.alive()?;
+        Ok(self.world().resume_mappings().into_iter().map(|name| (name, Ok(()))).collect())
+    }
+
     fn layers(&self, vg: &LvmUuid) -> io::Result<Vec<Layer>> {
         self.alive()?;
         Ok(self.world().layers(vg))
@@ -326,8 +336,9 @@ fn mount(world: &mut World, call: &MountCall) -> io::Result<()> {
                         == uuid
             });
             let nouuid = options.iter().any(|option| option == "nouuid");
+            let log_cut = world.content_mut(device).is_some_and(|c| c.log_cut);
             // XFS and btrfs take no second filesystem of the same UUID.
-            if found != *fs || (twin && !nouuid && *fs != FsType::Ext4) {
+            if log_cut || found != *fs || (twin && !nouuid && *fs != FsType::Ext4) {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             let name = device.file_name().unwrap_or_default().to_string_lossy().into_owned();

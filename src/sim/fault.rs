@@ -9,7 +9,7 @@ pub enum Mode {
     FailAfter,
     /// It happened, and whether it did is not told.
     Lose,
-    /// Of a change by LVM: it is killed in its midst. Of all else: it happened, but fails.
+    /// Of a change by LVM, cryptsetup or `xfs_admin`: it is killed in its midst. Of all else: it happened, but fails.
     Cut,
     /// The agent dies right before it.
     KillBefore,

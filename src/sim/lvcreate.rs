@@ -4,8 +4,6 @@
 use super::cow;
 use super::cut;
 use super::lvm::{Outcome, Parsed, commit, refuse, set_active, take_legs};
-use super::pool::SimPool;
-use super::pool_parts;
 use super::world::{Content, SimVg, World};
 use crate::lvm::layout::{RaidLevel, ThickLayout};
 use crate::lvm::state::{Area, Lv, LvLayout};
@@ -93,7 +91,7 @@ pub(super) fn lvcreate(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     Ok(())
 }
 
-/// What `lvcreate` takes from the PVs for a thick LV or a pool.
+/// What `lvcreate` takes from the PVs for a thick LV.
 fn thick(vg: &mut SimVg, parsed: &Parsed<'_>, lv: &mut Lv) -> Outcome {
     let (extent, name) = (vg.state.extent_size, lv.name.clone());
     let count = parsed.number("--extents").unwrap_or_default();
@@ -119,34 +117,13 @@ fn thick(vg: &mut SimVg, parsed: &Parsed<'_>, lv: &mut Lv) -> Outcome {
             vg.state.name
         ));
     };
-    if parsed.get("--type") != Some("thin-pool") {
-        if stripes > 1 {
-            lv.layout = LvLayout::Striped {
-                stripes: u32::try_from(stripes).unwrap_or_default(),
-                stripe_size: Bytes::new(parsed.number("--stripesize").unwrap_or_default()),
-            };
-        }
-        lv.areas = areas;
-        return Ok(());
+    if stripes > 1 {
+        lv.layout = LvLayout::Striped {
+            stripes: u32::try_from(stripes).unwrap_or_default(),
+            stripe_size: Bytes::new(parsed.number("--stripesize").unwrap_or_default()),
+        };
     }
-    lv.layout = LvLayout::ThinPool {
-        zero: parsed.get("--zero") == Some("y"),
-        chunk_size: Bytes::new(parsed.number("--chunksize").unwrap_or_default()),
-    };
-    let metadata =
-        extent.extents_ceil(Bytes::new(parsed.number("--poolmetadatasize").unwrap_or_default()));
-    let before = vg.state.pvs.clone();
-    let kept = vg.allocate(metadata.get(), 1, &[]);
-    let spare = vg.allocate(metadata.get(), 1, &[]);
-    let (Some(kept), Some(spare)) = (kept, spare) else {
-        vg.state.pvs = before;
-        vg.release(&areas);
-        return refuse("insufficient free space for metadata");
-    };
-    lv.parts = pool_parts::plain(lv, areas, (extent.size_of(metadata), kept));
-    vg.hidden.insert(name.clone(), spare);
-    let pool = SimPool { metadata, metadata_used: Bytes::kib(40), ..SimPool::default() };
-    vg.pools.insert(name, pool);
+    lv.areas = areas;
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::cow;
 use super::cut;
 use super::lvcreate::{lvcreate, ranges};
+use super::missing;
 use super::pool_parts;
 use super::print;
 use super::world::{Holds, SimVg, World};
@@ -17,7 +18,9 @@ use crate::names::{LvName, LvmUuid, VgName, dm_name};
 use crate::units::{Bytes, Extents};
 
 /// Options that stand alone; all others have a value.
-const FLAGS: [&str; 7] = [
+const FLAGS: [&str; 9] = [
+    "--removemissing",
+    "--repair",
     "--refresh",
     "--splitsnapshot",
     "--yes",
@@ -83,6 +86,7 @@ pub(super) fn run(world: &mut World, args: &[String]) -> Completed {
         "pvcreate" => pvcreate(world, &parsed),
         "vgcreate" => vgcreate(world, &parsed),
         "vgextend" => vgextend(world, &parsed),
+        "vgreduce" => missing::vgreduce(world, &parsed),
         "lvcreate" => lvcreate(world, &parsed),
         "lvextend" => lvextend(world, &parsed),
         "lvremove" => lvremove(world, &parsed),
@@ -242,14 +246,20 @@ fn selected(world: &World, parsed: &Parsed<'_>) -> Option<Lv> {
     let (vg_name, _) = parsed.target();
     let vg = world.vg(vg_name)?;
     let lv = vg.lvs.values().find(|lv| select.contains(&format!("lv_uuid=\"{}\"", lv.uuid)))?;
-    let proof = select.contains(&format!("vg_uuid=\"{}\"", vg.uuid))
-        && select.contains("lv_tags={\"cinderblock=1\"}")
-        && lv.tags.owned == Some(1);
+    let tagged = if select.contains("lv_tags=\"\"") {
+        lv.tags == Tags::default()
+    } else {
+        select.contains("lv_tags={\"cinderblock=1\"}") && lv.tags.owned == Some(1)
+    };
+    let proof = tagged && select.contains(&format!("vg_uuid=\"{}\"", vg.uuid));
     proof.then(|| lv.clone())
 }
 
 fn lvremove(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
-    let (vg_name, _) = parsed.target();
+    let (vg_name, lv) = parsed.target();
+    if lv == Some("lvol0_pmspare") {
+        return missing::remove_lost_spare(world, vg_name);
+    }
     let Some(lv) = selected(world, parsed) else { return Ok(()) };
     let select = parsed.get("--select").unwrap_or_default();
     let snapshots: Vec<Lv> = world
@@ -275,7 +285,7 @@ fn remove(world: &mut World, vg_name: &str, lv: &Lv) -> Outcome {
     if world.mappings.values().any(|m| m.lv == lv.uuid) {
         return refuse(format!("Logical volume {vg_name}/{} in use.", lv.name));
     }
-    if world.mounts.iter().any(|m| m.source == node || Some(m.device) == number) {
+    if world.users(&node) > 0 || world.mounts.iter().any(|m| Some(m.device) == number) {
         return refuse(format!(
             "Logical volume {vg_name}/{} contains a filesystem in use.",
             lv.name
@@ -336,6 +346,9 @@ fn lvconvert(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         commit(world, vg_name);
         return Ok(());
     }
+    if parsed.get("--repair").is_some() {
+        return missing::replace_legs(world, vg_name, &lv);
+    }
     if parsed.get("--splitsnapshot").is_none() {
         return Err((3, "no such conversion".to_owned()));
     }
@@ -349,6 +362,10 @@ fn lvchange(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
     if parsed.get("--refresh").is_some() {
         let Some(lv) = lv.and_then(|lv| LvName::parse(lv).ok()) else { return refuse("no name") };
         world.release_held(vg_name, &lv);
+        if let Some(vg) = world.vg_mut(vg_name) {
+            // Its disks decide.
+            vg.raid.remove(&lv);
+        }
         return Ok(());
     }
     if parsed.get("--activate").is_some() {

@@ -19,6 +19,7 @@ mod fault;
 mod host;
 mod lvcreate;
 mod lvm;
+mod missing;
 mod pool;
 mod pool_parts;
 mod print;

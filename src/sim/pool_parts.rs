@@ -66,27 +66,6 @@ pub(super) fn hidden(vg: &SimVg) -> Vec<Hidden<'_>> {
     found
 }
 
-/// The plain parts of a pool that `lvcreate` makes.
-pub(super) fn plain(pool: &Lv, data: Vec<Area>, metadata: (Bytes, Vec<Area>)) -> Vec<Lv> {
-    let part = |end: &str, size, areas| {
-        let name = format!("{}_{end}", pool.name);
-        Lv {
-            uuid: LvmUuid::derived(&name),
-            name: LvName::parse(&name).unwrap_or_else(|_| unreachable!("{name}")),
-            size,
-            layout: LvLayout::Linear,
-            tags: Tags::default(),
-            created_unix: pool.created_unix,
-            writable: true,
-            areas,
-            legs: vec![],
-            parts: vec![],
-            queued: false,
-        }
-    };
-    vec![part("tdata", pool.size, data), part("tmeta", metadata.0, metadata.1)]
-}
-
 impl SimVg {
     /// Makes a part of a pool larger by so many extents, from these alone where any are named.
     pub(super) fn grow_part(

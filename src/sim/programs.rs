@@ -43,6 +43,7 @@ pub(super) fn run(world: &mut World, call: &Invocation) -> Completed {
             _ => answer(8, "", "Bad magic number in super-block"),
         },
         Program::Tune2fs | Program::XfsAdmin => set_uuid(world, device, after("-U")),
+        Program::XfsRepair => repair(world, device, call.args.iter().any(|arg| arg == "-L")),
         Program::Resize2fs => grow(world, device),
         Program::XfsGrowfs | Program::Btrfs => {
             let source = world.mounts.iter().rev().find(|m| m.target == device);
@@ -53,6 +54,8 @@ pub(super) fn run(world: &mut World, call: &Invocation) -> Completed {
         }
     }
 }
+
+const IN_USE: &str = "it is apparently in use by the system";
 
 fn answer(code: i32, stdout: &str, stderr: &str) -> Completed {
     Completed { exit: Exit::Code(code), stdout: stdout.to_owned(), stderr: stderr.to_owned() }
@@ -86,11 +89,15 @@ fn make(world: &mut World, device: &Path, fs: FsType, uuid: Option<String>) -> C
     if size < fs.minimum() {
         return answer(1, "", "the device is too small");
     }
+    if world.users(device) > 0 {
+        return answer(1, "", IN_USE);
+    }
     world.soil(device);
     let raw = world.mapping_at(device).is_none();
     if let Some(content) = world.content_mut(device) {
         // mkfs has no regard for what is there.
         content.superblock = Some(Superblock { fs, uuid, size });
+        content.log_cut = false;
         content.data.clear();
         content.foreign = None;
         content.luks.take_if(|_| raw);
@@ -99,16 +106,38 @@ fn make(world: &mut World, device: &Path, fs: FsType, uuid: Option<String>) -> C
 }
 
 fn set_uuid(world: &mut World, device: &Path, uuid: Option<String>) -> Completed {
-    if world.mounts.iter().any(|m| m.source == device) {
-        return answer(1, "", "it is mounted");
+    if world.users(device) > 0 {
+        return answer(1, "", IN_USE);
     }
     let uuid = uuid.and_then(|u| Uuid::parse_str(&u).ok());
+    if world.content_mut(device).is_some_and(|c| c.log_cut) {
+        return answer(1, "", "cannot find log head/tail");
+    }
     match (world.content_mut(device).and_then(|c| c.superblock.as_mut()), uuid) {
         (Some(sb), Some(uuid)) => {
             sb.uuid = uuid;
             answer(0, "", "")
         }
         _ => answer(1, "", "no filesystem"),
+    }
+}
+
+/// `xfs_admin` that is killed after it has zeroed the log.
+pub(super) fn cut_log(world: &mut World, call: &Invocation) {
+    let device = call.args.last().map_or("", String::as_str);
+    if let Some(content) = world.content_mut(Path::new(device)) {
+        content.log_cut = content.superblock.is_some_and(|sb| sb.fs == FsType::Xfs);
+    }
+}
+
+/// With a log that is whole, nobody has a reason to take it away: what it says would be lost.
+fn repair(world: &mut World, device: &Path, new_log: bool) -> Completed {
+    match world.content_mut(device) {
+        Some(content) if content.log_cut == new_log => {
+            content.log_cut = false;
+            answer(0, "", "")
+        }
+        _ => answer(1, "", "its log is not in that state"),
     }
 }
 

@@ -34,6 +34,8 @@ pub struct World {
     pub(super) mappings: BTreeMap<String, Mapping>,
     pub(super) contents: BTreeMap<LvmUuid, Content>,
     pub(super) mounts: Vec<Mount>,
+    /// Devices that a process outside the agent has open.
+    pub(super) opened: BTreeSet<PathBuf>,
     pub(super) paths: BTreeMap<PathBuf, PathKind>,
     /// Whether its disks take no discard.
     pub no_discard: bool,
@@ -80,6 +82,8 @@ pub(super) struct SimVg {
 pub struct Content {
     /// Its filesystem.
     pub superblock: Option<Superblock>,
+    /// Whether it is an XFS whose log is zeroed, and the new one not written.
+    pub log_cut: bool,
     /// Something else that a probe finds.
     pub foreign: Option<String>,
     /// What its user has written.
@@ -180,6 +184,7 @@ impl World {
             system_id: String::new(),
             pvs: BTreeMap::new(),
             lvs: BTreeMap::new(),
+            has_pool_spare: false,
         };
         let (hidden, pools, raid) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let vg = SimVg { state, hidden, pools, raid, next_device_id: 1 };
@@ -294,15 +299,13 @@ impl World {
         let name = self.vg(vg).and_then(|vg| dm_name(&vg.name, &LvName::parse(lv).ok()?).ok());
         let name = name.unwrap_or_default();
         let Some(device) = self.device(&name) else { unreachable!("{lv} is not active") };
-        self.mounts.push(Mount {
-            device: device.number,
-            root: "/".into(),
-            target: "/occupied".into(),
-            read_only: false,
-            fs_type: "ext4".to_owned(),
-            source: device.node,
-            super_options: vec![],
-        });
+        self.opened.insert(device.node);
+    }
+
+    /// How many have a device open that is mounted, or held by a process.
+    pub(super) fn users(&self, node: &Path) -> usize {
+        let mounts = self.mounts.iter().filter(|mount| mount.source == node).count();
+        mounts.saturating_add(usize::from(self.opened.contains(node)))
     }
 
     /// A filesystem that is mounted somewhere meets an error, and takes no writes any more.
@@ -319,11 +322,12 @@ impl World {
         self.held.clear();
         self.mappings.clear();
         self.mounts.clear();
+        self.opened.clear();
     }
 
     /// Nobody has it open any more.
     pub fn vacate(&mut self) {
-        self.mounts.retain(|mount| mount.target != Path::new("/occupied"));
+        self.opened.clear();
     }
 
     /// What an LV holds.
@@ -368,6 +372,16 @@ impl World {
         self.lose_disk(link);
         disk.holds = Holds::Nothing;
         self.disks.insert(node, disk);
+    }
+
+    /// Somebody takes all free extents of a disk for something else.
+    pub fn fill_disk(&mut self, link: &Path) {
+        let Some(node) = self.disk_node(link) else { return };
+        for pv in self.vgs.values_mut().flat_map(|vg| vg.state.pvs.values_mut()) {
+            if pv.device.as_ref() == Some(&node) {
+                pv.free.clear();
+            }
+        }
     }
 
     /// Writes to what is mounted or bound at a path, as a pod would.
@@ -442,7 +456,8 @@ impl World {
                 let content = self.contents.get(&lv.uuid).cloned().unwrap_or_default();
                 let fs = content.superblock.map(|sb| {
                     let own = if sb.uuid == lv.uuid.filesystem_uuid() { "own" } else { "other" };
-                    format!("{} {own} uuid {}", sb.fs, sb.size)
+                    let log = if content.log_cut { ", its log cut" } else { "" };
+                    format!("{} {own} uuid {}{log}", sb.fs, sb.size)
                 });
                 lines.push(format!(
                     "lv {} {} {layout} tags {:?} writable {} active {} fs {fs:?} data {:?}{}",

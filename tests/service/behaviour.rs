@@ -145,6 +145,30 @@ async fn a_filesystem_is_made_once_and_never_over_anything() {
     assert!(error.chain().contains("zfs_member") && error.chain().contains("nothing was changed"));
 }
 
+/// The mkfs of an agent that was killed goes on, and so does the tune2fs of a volume that is made from
+/// another: nobody works on the device beside them.
+#[tokio::test(start_paused = true)]
+async fn what_another_program_has_open_is_not_worked_on() {
+    let node = Node::ready().await;
+    let access = || mounted(FsType::Ext4);
+    let new = node.create(thin("pvc-new")).await.unwrap().handle;
+    let old = node.create(thin("pvc-old")).await.unwrap().handle;
+    node.write(&old, access(), "mine").await;
+    node.unstage(&old).await.unwrap();
+    let clone = node.create(cloned("pvc-clone", &old)).await.unwrap().handle;
+    for volume in [&new, &old, &clone] {
+        node.host.world().occupy(VG, volume.lv.as_str());
+        let before = node.host.programs_run().len();
+        let error = node.stage(volume, access()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+        assert!(error.chain().contains("somebody has its device"), "{error:?}");
+        assert_eq!(node.host.programs_run()[before..], [""; 0], "{}", volume.lv);
+        node.host.world().vacate();
+        node.stage(volume, access()).await.unwrap();
+    }
+    assert_eq!(node.read(&clone, access()).await, "mine");
+}
+
 /// LVM was cut between writing a new volume into its metadata and clearing its first blocks.
 #[tokio::test(start_paused = true)]
 async fn a_volume_whose_birth_was_cut_shows_nothing_of_the_one_before() {
@@ -303,7 +327,7 @@ async fn calls_on_one_volume_never_run_at_once() {
     };
     assert!(made >= 1 && made + results.iter().filter(pending).count() == 20, "{results:?}");
     let creates = node.host.programs_run().iter().filter(|run| *run == "lvm lvcreate").count();
-    assert_eq!(creates, 2, "the pool and the volume");
+    assert_eq!(creates, 3, "the pool's two parts and the volume");
 }
 
 async fn futures_join<T>(calls: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {

@@ -40,9 +40,10 @@ async fn sweep(name: &str, prepare: Prepare, call: Call) {
     let wanted = host.world().summary();
     assert!(!effects.is_empty(), "{name} has no effect");
     for at in 0..effects.len() {
-        // What is not LVM's has no midst.
-        let is_lvm = effects[at].starts_with("lvm ");
-        for mode in Mode::ALL.into_iter().filter(|mode| is_lvm || *mode != Mode::Cut) {
+        let has_midst = ["lvm ", "xfs_admin ", "cryptsetup resize "]
+            .iter()
+            .any(|it| effects[at].starts_with(it));
+        for mode in Mode::ALL.into_iter().filter(|mode| has_midst || *mode != Mode::Cut) {
             let fault = Fault { at, mode };
             let cut = format!("{name}, {mode:?} at {:?}", effects[at]);
             let got = Box::pin(cut_and_repeat(&cut, prepare, call, fault)).await;
@@ -197,6 +198,15 @@ async fn fresh_restore(node: &Node, fs: FsType) -> Vec<Handle> {
     let mut request = restored("pvc-1", &handles[1], 2);
     request.usage = Usage::Filesystem(fs);
     vec![made(node, request).await]
+}
+
+/// A restored XFS whose own UUID was written by half.
+async fn cut_restore(node: &Node) -> Vec<Handle> {
+    let handles = fresh_restore(node, FsType::Xfs).await;
+    let content = node.host.world().content(VG, "pvc-1").cloned().unwrap();
+    let cut = cinderblock::sim::Content { log_cut: true, ..content };
+    node.host.world().set_content(VG, "pvc-1", cut);
+    handles
 }
 
 /// A restored encrypted volume, larger than its source, not staged yet.
@@ -368,6 +378,8 @@ cases! {
     stage_a_restored_ext4: |node| fresh_restore(node, FsType::Ext4).await,
         |node, h| node.stage(&h[0], mounted(FsType::Ext4)).await;
     stage_a_restored_xfs: |node| fresh_restore(node, FsType::Xfs).await,
+        |node, h| node.stage(&h[0], mounted(FsType::Xfs)).await;
+    stage_a_restored_xfs_that_was_cut: |node| cut_restore(node).await,
         |node, h| node.stage(&h[0], mounted(FsType::Xfs)).await;
     stage_a_restored_btrfs: |node| fresh_restore(node, FsType::Btrfs).await,
         |node, h| node.stage(&h[0], mounted(FsType::Btrfs)).await;

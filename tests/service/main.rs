@@ -33,6 +33,7 @@ mod partitions;
 mod peers;
 mod pool_parts;
 mod pools;
+mod repair;
 mod scale;
 mod setup;
 mod sockets;

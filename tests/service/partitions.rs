@@ -180,3 +180,37 @@ async fn a_node_that_is_replaced_with_empty_disks_has_not_lost_its_volumes() {
     assert_eq!(unknown.kind(), ErrorKind::Unavailable, "{unknown:?}");
     drop(back);
 }
+
+/// A broken machine's disks are put into another one. Its volumes are believed to be there as soon as the
+/// first says that it has them no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disks_that_move_to_another_node_are_found_there() {
+    let door = Door::open().await;
+    let port = door.address.port();
+    let first = Dialling::start(port, "node:n1", &door.authority).await;
+    door.wait(1).await;
+    let volume = create(&door, &thin("pvc-1")).await.unwrap();
+    let snapshot = door.controller.create_snapshot(snapshot_of(&volume)).await.unwrap().1.handle;
+    let disks = first.end().await.end().await;
+    door.wait(0).await;
+
+    let node = Node::start(&disks, CONFIG);
+    node.wait_ready().await;
+    let moved = Dialling::of(node, port, "node:n2", &door.authority);
+    door.wait(1).await;
+    // The first may be back at any moment, with the same disks: a node that lies looks like that.
+    let error = door.controller.delete_volume(volume.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(error.chain().contains("more than one node says"), "{error:?}");
+
+    let empty = Node::ready_as("with other disks").await;
+    let back = Dialling::of(empty, port, "node:n1", &door.authority);
+    door.wait(2).await;
+    let (node, found) = door.controller.volume(&volume).unwrap();
+    assert_eq!((node.as_str(), found.size), ("n2", Bytes::gib(1)));
+    create(&door, &restored("pvc-copy", &snapshot, 1)).await.unwrap();
+    door.controller.delete_snapshot(snapshot).await.unwrap();
+    door.controller.delete_volume(volume).await.unwrap();
+    assert_eq!(on(&moved.node).0, BTreeSet::from(["pvc-copy".to_owned()]));
+    drop(back);
+}

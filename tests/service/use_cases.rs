@@ -72,6 +72,7 @@ const STEPS: &[&str] = &[
     "tune2fs",
     "xfs_growfs",
     "xfs_admin",
+    "xfs_repair",
     "btrfs",
     "cryptsetup luksFormat",
     "cryptsetup open",
@@ -104,10 +105,14 @@ const fn known(change: &Change, class: &VolumeClass, fs: FsType) {
         | Change::Retag { .. }
         | Change::Activate { .. }
         // setup: a VG and its pool are made, and disks added.
-        | Change::CreatePool { .. }
         | Change::ExtendVg { .. }
-        // pool_parts: a pool on RAID or stripes is made.
+        // repair: what was lost with a disk is replaced.
+        | Change::ReplaceLegs { .. }
+        | Change::RemoveLostSpare
+        | Change::ForgetMissing
+        // pool_parts: a pool is made.
         | Change::ConvertToPool { .. }
+        | Change::RemoveUnfinished { .. }
         | Change::Tag { .. }
         // pools, pool_parts: nobody asks for these, and a pool is looked at again and again.
         | Change::ExtendMetadata { .. }

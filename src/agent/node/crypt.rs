@@ -107,7 +107,7 @@ impl<H: Host> Agent<H> {
         keys: impl FnOnce() -> Result<Keys>,
     ) -> Result<DmDevice> {
         // It fails when somebody has opened it by hand, with the key in a keyring.
-        let ran = self.cryptsetup(&luks::resize(name, None)).await?;
+        let ran = self.resize_mapping(&luks::resize(name, None)).await?;
         let large = |mapping: &DmDevice| mapping.size >= room(lv, device);
         if let Some(mapping) = self.mapping(&vg.state(), lv).await?.filter(large) {
             return Ok(mapping);
@@ -125,7 +125,14 @@ impl<H: Host> Agent<H> {
         let header = self.header(&crypt).await?;
         let opens = self.opens(&crypt, &header, &crypt.every()).await?;
         let opens = opens.ok_or_else(|| wrong_key(lv))?;
-        self.change(lv, "grow", &luks::resize(name, Some(&opens.key))).await?;
+        let done = self.resize_mapping(&luks::resize(name, Some(&opens.key))).await?;
+        if !done.success() {
+            return Err(Error::host(format!(
+                "cannot grow the decrypted device of volume {}: {}",
+                lv.name,
+                done.complaint()
+            )));
+        }
         self.mapping(&vg.state(), lv).await?.filter(large).ok_or_else(|| {
             Error::host(format!(
                 "the decrypted device of volume {} is not larger, though cryptsetup reports success",

@@ -19,14 +19,17 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::dm::DmDevice;
 use crate::host::filesystem::{
-    Probe, check, check_result, grow, make, probe, probe_result, replay_before_set_uuid, set_uuid,
+    Probe, check, check_result, grow, is_busy, make, new_xfs_log, probe, probe_result, repair_xfs,
+    replay_before_set_uuid, set_uuid,
 };
 use crate::host::invocation::Invocation;
 use crate::host::mount::MountCall;
+use crate::host::runner::Completed;
 use crate::host::superblock::{
     self, BTRFS_COPIES_AT, BTRFS_SUPERBLOCK_BYTES, HEAD_BYTES, Superblock, btrfs_with_uuid,
     is_btrfs_copy,
 };
+use crate::host::xfs_log;
 use crate::lvm::state::Lv;
 use crate::lvm::tag::{FsType, Pending};
 
@@ -48,10 +51,12 @@ impl<H: Host> Agent<H> {
     ) -> Result<Superblock> {
         match lv.tags.pending {
             Some(Pending::Fresh) => {
+                self.must_be_let_go(lv, device).await?;
                 self.format(lv, device, fs).await?;
                 self.settle(vg, &lv.name, Pending::Fresh).await?;
             }
             Some(Pending::Restored) => {
+                self.must_be_let_go(lv, device).await?;
                 self.own_uuid(lv, device, fs, replay).await?;
                 self.settle(vg, &lv.name, Pending::Restored).await?;
             }
@@ -152,19 +157,30 @@ impl<H: Host> Agent<H> {
     /// be told apart, and XFS and Btrfs refuse to mount the second.
     async fn own_uuid(&self, lv: &Lv, device: &DmDevice, fs: FsType, replay: &Path) -> Result<()> {
         let uuid = lv.uuid.filesystem_uuid();
-        if self.expect(lv, device, fs).await?.uuid == uuid {
+        let logs = replay_before_set_uuid(fs);
+        let mut found = self.expect(lv, device, fs).await?;
+        let log_was_cut = logs && self.xfs_log_was_cut(lv, device, uuid).await?;
+        if log_was_cut {
+            tracing::info!(volume = %lv.name, "its clean log was cut while it got its own UUID: making a new one");
+            self.change(lv, "make a new log for", &new_xfs_log(&device.node)).await?;
+            found = self.expect(lv, device, fs).await?;
+        } else if logs && xfs_log::needs_repair(&self.first_bytes(lv, device).await?) {
+            // Its source was mounted, which the kernel refuses with that mark: an xfs_repair of ours was cut.
+            // Where the log says anything, this one changes nothing.
+            tracing::info!(volume = %lv.name, "an xfs_repair was cut while it got its own UUID: repairing it again");
+            self.change(lv, "repair", &repair_xfs(&device.node)).await?;
+        }
+        if found.uuid == uuid {
+            if logs && !log_was_cut {
+                // The copies of the superblock may still be of the other.
+                self.replay_log(device, fs, replay).await?;
+                self.change(lv, "mend", &repair_xfs(&device.node)).await?;
+            }
             return Ok(());
         }
         self.check(lv, device, fs).await?;
-        if replay_before_set_uuid(fs) {
-            let (device, target) = (device.node.clone(), replay.to_owned());
-            let options = vec!["nouuid".to_owned()];
-            let call = MountCall::Device { device, target, fs, options };
-            self.at_path("replay the log of a restored volume at", replay, move |host| {
-                host.mount(&call)
-            })
-            .await?;
-            self.unmount_all(replay).await?;
+        if logs {
+            self.replay_log(device, fs, replay).await?;
         }
         match set_uuid(fs, &device.node, uuid) {
             Some(call) => self.change(lv, "give its own UUID to", &call).await?,
@@ -178,6 +194,25 @@ impl<H: Host> Agent<H> {
             )));
         }
         Ok(())
+    }
+
+    async fn replay_log(&self, device: &DmDevice, fs: FsType, at: &Path) -> Result<()> {
+        let (device, target) = (device.node.clone(), at.to_owned());
+        let options = vec!["nouuid".to_owned()];
+        let call = MountCall::Device { device, target, fs, options };
+        self.at_path("replay the log of a restored volume at", at, move |host| host.mount(&call))
+            .await?;
+        self.unmount_all(at).await
+    }
+
+    /// Whether an earlier try came as far as the log, which was clean then, and not to its end.
+    async fn xfs_log_was_cut(&self, lv: &Lv, device: &DmDevice, own: Uuid) -> Result<bool> {
+        let head = self.first_bytes(lv, device).await?;
+        let (Some(now), Some(at)) = (superblock::parse(&head), xfs_log::begins_at(&head)) else {
+            return Ok(false);
+        };
+        let log = self.read(lv, device, at, xfs_log::LOG_HEAD_BYTES).await?;
+        Ok(xfs_log::was_cut(&log, now.uuid, own))
     }
 
     /// Writes the UUID into the superblock and its copies, the first one last: until then nothing
@@ -207,7 +242,11 @@ impl<H: Host> Agent<H> {
     async fn check(&self, lv: &Lv, device: &DmDevice, fs: FsType) -> Result<()> {
         let mounted = self.mounts().await?.iter().any(|mount| super::is_of(mount, device));
         let Some(call) = check(fs, &device.node).filter(|_| !mounted) else { return Ok(()) };
+        self.must_be_let_go(lv, device).await?;
         let done = self.run_on(lv, &call).await?;
+        if is_busy(&done) {
+            return Err(failed("check", lv, &call, &done));
+        }
         check_result(&done).map_err(|why| {
             Error::damaged(format!(
                 "the {fs} filesystem of volume {} is damaged beyond what is safe to mend by itself, so it is not mounted: look with \
@@ -258,9 +297,13 @@ impl<H: Host> Agent<H> {
     }
 
     async fn first_bytes(&self, lv: &Lv, device: &DmDevice) -> Result<Vec<u8>> {
+        self.read(lv, device, 0, HEAD_BYTES).await
+    }
+
+    async fn read(&self, lv: &Lv, device: &DmDevice, at: u64, len: u64) -> Result<Vec<u8>> {
         let node = device.node.clone();
         within(&self.0.store.host, READ_TIMEOUT, &format!("volume {}", lv.name), move |host| {
-            host.read_device(&node, 0, HEAD_BYTES)
+            host.read_device(&node, at, len)
         })
         .await?
         .map_err(|e| {
@@ -280,7 +323,7 @@ impl<H: Host> Agent<H> {
         .map_err(|e| Error::host(format!("cannot read the end of volume {}", lv.name)).because(e))
     }
 
-    async fn run_on(&self, lv: &Lv, call: &Invocation) -> Result<crate::host::runner::Completed> {
+    async fn run_on(&self, lv: &Lv, call: &Invocation) -> Result<Completed> {
         self.0.store.host.run(call).await.map_err(|e| {
             Error::host(format!("volume {}: {} did not come to an end", lv.name, call.label()))
                 .because(e)
@@ -292,11 +335,13 @@ impl<H: Host> Agent<H> {
         if done.success() {
             return Ok(());
         }
-        Err(Error::host(format!(
-            "cannot {what} volume {}: {}: {}",
-            lv.name,
-            call.label(),
-            done.complaint()
-        )))
+        Err(failed(what, lv, call, &done))
     }
+}
+
+/// What a program's failure means. One that another was quicker than (of an agent that was killed before
+/// its program had the device) is to be tried again.
+fn failed(what: &str, lv: &Lv, call: &Invocation, done: &Completed) -> Error {
+    let why = format!("cannot {what} volume {}: {}: {}", lv.name, call.label(), done.complaint());
+    if is_busy(done) { Error::unavailable(why) } else { Error::host(why) }
 }

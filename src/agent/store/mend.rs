@@ -16,6 +16,7 @@ use crate::host::dm_undo::Halves;
 use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::names::{LvName, dm_name};
+use crate::plan::missing::is_ours;
 
 /// What the names of parts go on with behind that of their LV (lvmraid(7), lvmthin(7)).
 const PARTS: [&str; 4] = ["_rimage_", "_rmeta_", "_tdata", "_tmeta"];
@@ -188,15 +189,6 @@ fn half_made(state: &VgState, lv: &Lv) -> Option<(String, u64)> {
     let LvLayout::Thin { pool, device_id, .. } = &lv.layout else { return None };
     let pool = dm_name(&state.name, pool).ok().filter(|_| lv.is_cut_thin())?;
     Some((pool, *device_id))
-}
-
-/// Whether an LV is ours to see to: one of ours, or a pool that has such.
-fn is_ours(state: &VgState, lv: &Lv) -> bool {
-    let serves = || {
-        let mut thin = state.lvs.values().filter(|thin| thin.pool() == Some(&lv.name));
-        thin.any(|thin| thin.tags.is_ours())
-    };
-    lv.tags.is_ours() || serves()
 }
 
 const fn is_pool(lv: &Lv) -> bool {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cinderblock_lab::Lab;
 use cinderblock_lab::driver::{
-    Access, Class, Csi, LvmCount, Machine, Profile, Source, backend, program,
+    Access, Class, Csi, Kernel, LvmCount, Machine, Profile, Source, backend, program,
 };
 use serde_json::{Map, Value, json};
 
@@ -54,7 +54,13 @@ pub(super) struct Bench {
 pub(super) fn measure(figures: &mut Map<String, Value>) -> Result<()> {
     let program = program(Profile::Release)?;
     let config = backend(BACKEND, VG, 2, POOL);
-    let machine = Machine::boot(Lab::new("bench-standalone")?, &[DISK, DISK], &program, &config)?;
+    let machine = Machine::boot(
+        Lab::new("bench-standalone")?,
+        Kernel::Debian,
+        &[DISK, DISK],
+        &program,
+        &config,
+    )?;
     machine.start(BACKEND)?;
     let (csi, count) = (machine.driver.csi()?, LvmCount::start(&machine.node)?);
     let mut bench = Bench { machine, csi, count, costs: BTreeMap::new() };

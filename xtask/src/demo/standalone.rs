@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use cinderblock_lab::Lab;
-use cinderblock_lab::driver::{Access, Class, Csi, Machine, Profile, Source, backend, program};
+use cinderblock_lab::driver::{
+    Access, Class, Csi, Kernel, Machine, Profile, Source, backend, program,
+};
 
 use super::story::{Story, command, seen};
 
@@ -68,7 +70,8 @@ pub(super) fn run(keep: bool) -> Result<()> {
 fn boot() -> Result<Machine> {
     let program = program(Profile::Dev)?;
     let config = backend(BACKEND, VG, 1, "thinPool: { name: pool0, size: 80% }");
-    let machine = Machine::boot(Lab::new("demo-standalone")?, &[DISK], &program, &config)?;
+    let machine =
+        Machine::boot(Lab::new("demo-standalone")?, Kernel::Debian, &[DISK], &program, &config)?;
     look(&machine, "lsblk -o NAME,SIZE,TYPE,FSTYPE /dev/disk/by-id/lab-disk1")?;
     Ok(machine)
 }

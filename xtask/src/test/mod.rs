@@ -98,8 +98,8 @@ fn prepare(rings: &[&Ring]) -> Result<()> {
         without.join(", ")
     );
     packages::ensure()?;
+    kernel::ensure()?;
     if rings.iter().any(|it| it.needs == Needs::Kubernetes) {
-        kernel::ensure()?;
         tools::ensure()?;
     }
     Ok(())

@@ -34,6 +34,24 @@ impl Cluster {
         others.iter().try_for_each(|daemon| daemon.ensure(self.lab.net()))
     }
 
+    /// Ends the API server at once: nobody reaches it until [`Cluster::start_api_server`].
+    ///
+    /// # Errors
+    /// It survives.
+    pub fn stop_api_server(&self) -> Result<()> {
+        self.say("the API server goes away");
+        let [_, api, ..] = self.daemons();
+        api.stop()
+    }
+
+    /// Starts the API server, and what of the control plane ended without it, and waits for it.
+    ///
+    /// # Errors
+    /// It does not become ready; the message has the end of its log.
+    pub fn start_api_server(&self) -> Result<()> {
+        self.start_control_plane()
+    }
+
     fn wait_for_api(&self, daemons: &[&Daemon]) -> Result<()> {
         let start = Instant::now();
         loop {

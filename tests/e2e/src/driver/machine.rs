@@ -22,9 +22,26 @@ const SETUP_TIMEOUT: Duration = Duration::from_mins(2);
 const LOG_LINES: usize = 300;
 const CONSOLE_LINES: usize = 30;
 
-/// What a person would look at first.
-const LOOK: &str =
-    "dmesg | tail -n 30; lsblk; pvs -a; vgs; lvs -a -o +lv_tags; grep /dev/mapper /proc/mounts";
+/// What a person would look at first. What only asks the kernel comes before what reads disks: a device
+/// that is held keeps whoever reads it.
+const LOOKS: [&str; 6] = [
+    "echo w >/proc/sysrq-trigger; dmesg | tail -n 150",
+    "ps -eo pid,ppid,stat,wchan:32,etimes,args | grep -v '\\]$'",
+    "dmsetup info -c; dmsetup table; dmsetup status --noflush",
+    "grep /dev/mapper /proc/mounts",
+    "lsblk",
+    "pvs -a; vgs; lvs -a -o +lv_tags",
+];
+const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a VM boots (see [`crate::kernel`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// The lab's own, if it is built: new and fast.
+    Own,
+    /// That of Debian 12, whose device-mapper is what many nodes have.
+    Debian,
+}
 
 /// One VM and the driver in it. The lab is down when this is dropped; its logs stay.
 #[derive(Debug)]
@@ -66,9 +83,16 @@ impl Machine {
     ///
     /// # Errors
     /// As [`Lab::up`] and [`Standalone::new`].
-    pub fn boot(lab: Lab, disks: &[u64], program: &Path, backends: &str) -> Result<Self> {
+    pub fn boot(
+        lab: Lab,
+        kernel: Kernel,
+        disks: &[u64],
+        program: &Path,
+        backends: &str,
+    ) -> Result<Self> {
         lab.down()?;
         let spec = NodeSpec::new(1).memory_mib(MEMORY_MIB);
+        let spec = if kernel == Kernel::Own { spec.own_kernel() } else { spec };
         let spec = disks.iter().fold(spec, |spec, bytes| spec.disk(*bytes));
         let node = lab.up(&[spec])?.remove(0);
         let driver = Standalone::new(&node, program, backends)?;
@@ -108,10 +132,15 @@ impl Machine {
             console.display(),
             console::tail(&console, CONSOLE_LINES)
         );
-        if self.node.state().is_ok_and(|state| matches!(state, NodeState::Running { .. })) {
-            let seen = self.node.exec(["sh", "-c", LOOK]).run();
-            story.push_str(&seen.map_or_else(|e| format!("{e:#}"), |seen| seen.stdout_text()));
-            story.push('\n');
+        let state = self.node.state();
+        if !matches!(state, Ok(NodeState::Running { .. })) {
+            story.extend(["the VM does not run: ", &format!("{state:?}"), "\n"]);
+            return story;
+        }
+        for look in LOOKS {
+            let seen = self.node.exec(["sh", "-c", look]).timeout(LOOK_TIMEOUT).run();
+            let seen = seen.map_or_else(|e| format!("{e:#}"), |seen| seen.stdout_text());
+            story.extend(["# ", look, "\n", &seen, "\n"]);
         }
         story
     }

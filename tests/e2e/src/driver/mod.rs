@@ -12,5 +12,5 @@ pub use build::{Profile, program};
 pub use class::{Access, Class, Source};
 pub use csi::{Csi, is_open, pb};
 pub use lvm_count::{LvmCount, Programs};
-pub use machine::{Machine, backend, disk};
+pub use machine::{Kernel, Machine, backend, disk};
 pub use standalone::{SOCKET, Standalone};

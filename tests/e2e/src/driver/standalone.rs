@@ -26,7 +26,11 @@ const CSI_PORT: u16 = 9809;
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
 /// A driver that is told to end lets calls come to their end.
 const STOP_TIMEOUT: Duration = Duration::from_mins(1);
+/// A thread that reads or writes a disk dies when that is done, and a loaded host lets it wait.
+const KILL_TIMEOUT: Duration = Duration::from_mins(1);
 const LOOK: Duration = Duration::from_millis(100);
+/// A repair is one LVM process for each LV.
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// Lines of the log in an error message.
 const TAIL: usize = 40;
@@ -124,6 +128,10 @@ impl Standalone {
         let spawned = self
             .node
             .exec([
+                // As its image says.
+                "env",
+                "MALLOC_ARENA_MAX=1",
+                "MALLOC_TRIM_THRESHOLD_=131072",
                 &text(&self.program),
                 "standalone",
                 "--node-name",
@@ -219,6 +227,16 @@ impl Standalone {
         Csi::through(self.node.net(), self.node.address(), CSI_PORT)
     }
 
+    /// Runs the driver's program beside it, as a person would, to ask it something: what it writes.
+    ///
+    /// # Errors
+    /// It fails; the message has what it wrote to stderr.
+    pub fn ask(&self, words: &[&str]) -> Result<String> {
+        let program = self.program.display().to_string();
+        let line = std::iter::once(program.as_str()).chain(words.iter().copied());
+        self.node.exec(line).timeout(ANSWER_TIMEOUT).text()
+    }
+
     /// Its process id in the VM, while it is known to run.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
@@ -237,7 +255,7 @@ impl Standalone {
     /// # Errors
     /// The VM does not answer.
     pub fn kill(&self) -> Result<()> {
-        self.end(9, Duration::from_secs(20))
+        self.end(9, KILL_TIMEOUT)
     }
 
     /// Kills it, and everything that it has started, with SIGKILL, as the end of a container does.
@@ -254,7 +272,7 @@ impl Standalone {
              done
              kill -9 $1; true";
         self.node.exec(["sh", "-c", script, "sh", &pid.to_string()]).text()?;
-        self.end(9, Duration::from_secs(20))
+        self.end(9, KILL_TIMEOUT)
     }
 
     /// Ends it in order.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::cargo;
-use crate::driver::{Machine, Profile, SOCKET, backend, program};
+use crate::driver::{Kernel, Machine, Profile, SOCKET, backend, program};
 use crate::lab::Lab;
 use crate::tools::{self, Tools};
 use crate::vm::GIB;
@@ -154,7 +154,8 @@ pub fn run(kind: Kind, flags: &[String], streamed: bool) -> Result<Run> {
     let name = format!("sanity-{}", kind.name());
     let lab = Lab::at(&name, &cargo::workspace().join(".lab").join(&name))?;
     let more = kind.backend();
-    let machine = Machine::boot(lab, &DISKS, &program, &backend(BACKEND, VG, 2, more))?;
+    let machine =
+        Machine::boot(lab, Kernel::Own, &DISKS, &program, &backend(BACKEND, VG, 2, more))?;
     let ran = run_in(&machine, kind, flags, streamed, &tools);
     match ran {
         Ok(run) if run.report.failed.is_empty() => Ok(run),

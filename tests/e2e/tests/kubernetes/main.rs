@@ -15,6 +15,7 @@
 mod encryption;
 mod expansion;
 mod growth;
+mod load;
 mod mistakes;
 mod objects;
 mod orphans;
@@ -73,8 +74,11 @@ fn main() -> ExitCode {
     tests.add("mistakes::access_mode_of_many_nodes", mistakes::access_mode_of_many_nodes);
     tests.add_alone("placement::capacity_follows_reality", placement::capacity_follows_reality);
     tests.add_alone("restarts::agent_and_controller", restarts::agent_and_controller);
+    tests.add_alone("load::a_rolling_upgrade_interrupts_nothing", load::rolling_upgrade);
+    tests.add_alone("load::faults_without_an_api_server", load::api_server_away);
     tests.add_alone("restarts::node", restarts::node);
     tests.add_alone("restarts::a_node_that_is_off_keeps_its_volumes", restarts::node_off);
+    tests.add_alone("restarts::a_node_that_is_replaced_keeps_its_volumes", restarts::node_replaced);
     tests.add_alone("uninstall::data_stays", uninstall::data_stays);
     tests.run(&arguments)
 }

@@ -21,7 +21,12 @@ pub(crate) const SNAPSHOT_CLASS: &str = "snapshots";
 /// Installs the driver: one backend on each node's first disk, with room for thin and for thick
 /// volumes, one on two more disks for RAID and with a small pool, and one that no node has.
 pub(crate) fn install(cluster: &Cluster) -> Result<()> {
-    let values = json!({
+    install_with(cluster, &json!({}))
+}
+
+/// As [`install`], with these values besides.
+pub(crate) fn install_with(cluster: &Cluster, more: &Value) -> Result<()> {
+    let mut values = json!({
         "backends": [
             {
                 "name": BACKEND,
@@ -44,6 +49,7 @@ pub(crate) fn install(cluster: &Cluster) -> Result<()> {
         "orphans": { "grace": "1m", "interval": "15s" },
         "sidecars": { "provisioner": { "capacityPollInterval": "15s" } },
     });
+    install::merge(&mut values, more);
     install::install(cluster, &values)
 }
 

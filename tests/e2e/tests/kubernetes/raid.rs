@@ -1,11 +1,11 @@
 //! Volumes that are on two disks, as a user has them: made by a class, grown while in use.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use cinderblock_lab::Cluster;
 use serde_json::json;
 
-use crate::objects::{Claim, RAID, RAID_VG, pod, storage_class};
-use crate::support::{SOON, Test, check, lv_name, node_of, text, write};
+use crate::objects::{Claim, RAID, RAID_VG, SYSTEM, pod, storage_class};
+use crate::support::{SOON, Test, check, lv_name, node_of, pods, text, write};
 
 pub(crate) fn a_mirror_on_two_disks(cluster: &Cluster) -> Result<()> {
     let test = Test::new(cluster, "raid")?;
@@ -65,9 +65,12 @@ pub(crate) fn a_leg_that_fails_is_told_of(cluster: &Cluster) -> Result<()> {
     test.sh("user", "echo more >/mnt/data/more; sync")?;
     test.event("PersistentVolumeClaim", "data", &["1 of its 2 legs are lost", &lv])?;
     test.sh("user", &check(&[&claim]))?;
-    // It is back with its data.
-    let plain = "activation { udev_sync=0 udev_rules=0 }";
-    node.exec(["lvchange", "--config", plain, "--refresh", &full]).text()?;
+    // It is back with its data: who knows that says so.
+    let agents = pods(cluster, "node")?;
+    let (agent, _) = agents.iter().find(|(_, on)| on == node.name()).context("no agent")?;
+    let words = ["exec", "--namespace", SYSTEM, agent, "--", "cinderblock", "repair"];
+    let said = cluster.kubectl_text(&words)?;
+    ensure!(said.contains(&format!("{full}: has the legs again")), "{said}");
     test.event("PersistentVolumeClaim", "data", &["has all its legs again"])?;
     test.sh("user", &check(&[&claim]))?;
     let shown = test.namespace.kubectl_text(&["describe", "pvc", "data"])?;

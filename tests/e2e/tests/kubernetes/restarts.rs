@@ -1,5 +1,7 @@
 //! The agent, the controller and the node go away and come back: data and pods do not notice more than they must.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, ensure};
 use cinderblock_lab::Cluster;
 use serde_json::Value;
@@ -82,37 +84,96 @@ pub(crate) fn node(cluster: &Cluster) -> Result<()> {
     test.finish()
 }
 
+/// A volume on node2 that is to be kept and one that is to be deleted, both written to, and nobody uses them; and
+/// the name of the second one's object.
+fn kept_and_deleted(test: &Test<'_>) -> Result<(Claim, String)> {
+    let kept = Claim::new("kept", &class("thin", "ext4", Binding::WithPod), "64Mi");
+    let deleted = Claim::new("deleted", &class("thick", "ext4", Binding::WithPod), "64Mi");
+    test.claim(&kept)?;
+    test.claim(&deleted)?;
+    test.run(&on_node(pod("user", &[&kept, &deleted]), "node2"))?;
+    test.sh("user", &write(&[&kept, &deleted]))?;
+    let volume = test.bound("deleted")?;
+    ensure!(node_of(&volume)? == "node2", "it should be on node2");
+    test.delete("pod", "user")?;
+    Ok((kept, text(&volume["metadata"]["name"])?.to_owned()))
+}
+
 /// The power of node2 is cut. A volume of it that is deleted meanwhile is not reported as gone.
 pub(crate) fn node_off(cluster: &Cluster) -> Result<()> {
     let test = Test::new(cluster, "off")?;
-    let claims = [
-        Claim::new("kept", &class("thin", "ext4", Binding::WithPod), "64Mi"),
-        Claim::new("deleted", &class("thick", "ext4", Binding::WithPod), "64Mi"),
-    ];
-    let [kept, deleted] = &claims;
-    test.claim(kept)?;
-    test.claim(deleted)?;
-    test.run(&on_node(pod("user", &[kept, deleted]), "node2"))?;
-    test.sh("user", &write(&[kept, deleted]))?;
-    let volume = test.bound("deleted")?;
-    ensure!(node_of(&volume)? == "node2", "it should be on node2");
-    let name = text(&volume["metadata"]["name"])?;
-    test.delete("pod", "user")?;
+    let (kept, name) = &kept_and_deleted(&test)?;
     cluster.power_cut_node("node2")?;
     test.delete("pvc", "deleted")?;
-    // `kubectl describe pv` says why it is still there.
-    let fields = format!("--field-selector=involvedObject.name={name}");
-    cluster.eventually("the event that the node is away", SOON, || {
-        let events = cluster.get_json(&["events", "--namespace", "default", &fields])?;
-        let said = events.to_string();
-        Ok((said.contains("VolumeFailedDelete") && said.contains("not connected")).then_some(()))
-    })?;
-    let there = cluster.get_json(&["pv", name])?;
-    ensure!(there["status"]["phase"] != "Bound", "{there:#}");
+    stays_undeleted(cluster, name, "not connected")?;
     cluster.start_node("node2")?;
     cluster.wait_for(&object("pv", name), "gone", SOON, Value::is_null)?;
     test.run(&pod("user", &[kept]))?;
     test.sh("user", &check(&[kept]))?;
     ensure!(list(cluster, "csinodes")?.len() == 2, "a node is missing");
     test.finish()
+}
+
+/// `kubectl describe pv` says why a volume that is to be deleted is still there.
+fn stays_undeleted(cluster: &Cluster, volume: &str, why: &str) -> Result<()> {
+    let fields = format!("--field-selector=involvedObject.name={volume}");
+    cluster.eventually(&format!("the event that says {why}"), SOON, || {
+        let events = cluster.get_json(&["events", "--namespace", "default", &fields])?;
+        let said = events.to_string();
+        Ok((said.contains("VolumeFailedDelete") && said.contains(why)).then_some(()))
+    })?;
+    let there = cluster.get_json(&["pv", volume])?;
+    ensure!(there["status"]["phase"] == "Released", "{there:#}");
+    Ok(())
+}
+
+/// Another machine comes under node2's name, with empty disks, and works. What the old one has is not
+/// taken for gone, and is there when its disks are back.
+pub(crate) fn node_replaced(cluster: &Cluster) -> Result<()> {
+    let test = Test::new(cluster, "replaced")?;
+    let (kept, name) = &kept_and_deleted(&test)?;
+
+    cluster.power_cut_node("node2")?;
+    let disks = data_disks(cluster)?;
+    for disk in &disks {
+        rename(disk, &disk.with_extension("old"))?;
+    }
+    // With new disks: there are none in those places.
+    cluster.start_node("node2")?;
+    let new = Claim::new("new", &class("thick", "ext4", Binding::WithPod), "64Mi");
+    test.claim(&new)?;
+    test.run(&on_node(pod("newcomer", &[&new]), "node2"))?;
+    test.delete("pvc", "deleted")?;
+    stays_undeleted(cluster, name, "no node that is connected has volume group")?;
+    test.apply(&pod("user", &[kept]))?;
+    test.event("Pod", "user", &["this node sees no volume group with the identifier"])?;
+    test.delete("pod", "user")?;
+    test.delete("pod", "newcomer")?;
+    test.delete("pvc", "new")?;
+    let none = |it: &&Value| it["spec"]["claimRef"]["name"] == "new";
+    cluster.eventually("the new volume to be gone", SOON, || {
+        Ok((list(cluster, "pv")?.iter().filter(none).count() == 0).then_some(()))
+    })?;
+
+    cluster.power_cut_node("node2")?;
+    for disk in &disks {
+        rename(&disk.with_extension("old"), disk)?;
+    }
+    cluster.start_node("node2")?;
+    cluster.wait_for(&object("pv", name), "gone", SOON, Value::is_null)?;
+    test.run(&pod("user", &[kept]))?;
+    test.sh("user", &check(&[kept]))?;
+    test.finish()
+}
+
+/// The files that are node2's data disks.
+fn data_disks(cluster: &Cluster) -> Result<Vec<PathBuf>> {
+    let nodes = cluster.lab().nodes()?;
+    let node = nodes.iter().find(|node| node.name() == "node2").context("no node2")?;
+    let disks = (1..10).map(|n| node.disk_file(n));
+    Ok(disks.filter(|file| file.exists()).collect())
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).with_context(|| format!("renaming {}", from.display()))
 }

@@ -15,11 +15,17 @@ pub(crate) const SOON: Duration = Duration::from_mins(4);
 pub(crate) struct Test<'a> {
     pub(crate) cluster: &'a Cluster,
     pub(crate) namespace: Namespace<'a>,
+    patience: Duration,
 }
 
 impl<'a> Test<'a> {
     pub(crate) fn new(cluster: &'a Cluster, name: &str) -> Result<Self> {
-        Ok(Self { cluster, namespace: cluster.namespace(name)? })
+        Ok(Self { cluster, namespace: cluster.namespace(name)?, patience: SOON })
+    }
+
+    /// Waits so long for things.
+    pub(crate) fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     pub(crate) fn apply(&self, object: &Value) -> Result<()> {
@@ -34,7 +40,7 @@ impl<'a> Test<'a> {
     pub(crate) fn run(&self, pod: &Value) -> Result<Value> {
         self.apply(pod)?;
         let name = pod["metadata"]["name"].as_str().context("the pod has no name")?;
-        self.namespace.wait_for_pod(name, SOON)
+        self.namespace.wait_for_pod(name, self.patience)
     }
 
     /// Deletes an object and waits until it is gone.
@@ -45,7 +51,7 @@ impl<'a> Test<'a> {
 
     pub(crate) fn gone(&self, kind: &str, name: &str) -> Result<()> {
         let object = self.namespace.object(kind, name);
-        self.cluster.wait_for(&object, "gone", SOON, Value::is_null).map(drop)
+        self.cluster.wait_for(&object, "gone", self.patience, Value::is_null).map(drop)
     }
 
     pub(crate) fn sh(&self, pod: &str, script: &str) -> Result<String> {
@@ -63,9 +69,9 @@ impl<'a> Test<'a> {
     /// Waits until a claim is bound; its volume.
     pub(crate) fn bound(&self, claim: &str) -> Result<Value> {
         let object = self.namespace.object("pvc", claim);
-        let found = self
-            .cluster
-            .wait_for(&object, "bound", SOON, |claim| claim["status"]["phase"] == "Bound")?;
+        let found = self.cluster.wait_for(&object, "bound", self.patience, |claim| {
+            claim["status"]["phase"] == "Bound"
+        })?;
         self.cluster.get_json(&["pv", text(&found["spec"]["volumeName"])?])
     }
 
@@ -74,7 +80,7 @@ impl<'a> Test<'a> {
         self.apply(&objects::snapshot(name, claim))?;
         let object = self.namespace.object("volumesnapshot", name);
         let ready = |it: &Value| it["status"]["readyToUse"] == true;
-        self.cluster.wait_for(&object, "ready to use", SOON, ready).map(drop)
+        self.cluster.wait_for(&object, "ready to use", self.patience, ready).map(drop)
     }
 
     /// Asks for another size of a claim.
@@ -91,7 +97,7 @@ impl<'a> Test<'a> {
                 && it["status"]["allocatedResourceStatuses"].is_null()
                 && !it["status"]["conditions"].to_string().contains("Resiz")
         };
-        self.cluster.wait_for(&object, &format!("of {size}"), SOON, done).map(drop)
+        self.cluster.wait_for(&object, &format!("of {size}"), self.patience, done).map(drop)
     }
 
     /// Waits for an event about an object whose message has all of these words; the message.
@@ -99,7 +105,7 @@ impl<'a> Test<'a> {
         let fields =
             format!("--field-selector=involvedObject.kind={kind},involvedObject.name={name}");
         let mut seen = Vec::new();
-        let found = self.cluster.eventually("an event", SOON, || {
+        let found = self.cluster.eventually("an event", self.patience, || {
             let events = self.namespace.get_json(&["events", &fields])?;
             let all = events["items"].as_array().into_iter().flatten();
             seen = all.filter_map(|it| it["message"].as_str().map(str::to_owned)).collect();
@@ -110,16 +116,16 @@ impl<'a> Test<'a> {
 
     /// Deletes the namespace, and sees that every volume and snapshot of it is gone from LVM.
     pub(crate) fn finish(self) -> Result<()> {
-        let Self { cluster, namespace } = self;
+        let Self { cluster, namespace, patience } = self;
         let name = namespace.name().to_owned();
         let lvs = lvs_of_namespace(cluster, &name)?;
         namespace.delete()?;
-        cluster.eventually("its volumes to be gone", SOON, || {
+        cluster.eventually("its volumes to be gone", patience, || {
             let volumes = list(cluster, "pv")?;
             let left = volumes.iter().filter(|it| it["spec"]["claimRef"]["namespace"] == *name);
             Ok((left.count() == 0).then_some(()))
         })?;
-        cluster.eventually("its snapshots to be gone", SOON, || {
+        cluster.eventually("its snapshots to be gone", patience, || {
             let contents = list(cluster, "volumesnapshotcontents")?;
             let of = |it: &&Value| it["spec"]["volumeSnapshotRef"]["namespace"] == *name;
             Ok((contents.iter().filter(of).count() == 0).then_some(()))

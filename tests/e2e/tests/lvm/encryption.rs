@@ -7,8 +7,8 @@ use cinderblock_lab::driver::{Machine, Source, disk};
 use tonic::Code;
 
 use crate::support::{
-    MASTER, MIB, THICK, THICK_BLOCK, THIN, Vol, bare, code, encrypted, expect_nothing_left,
-    filesystem, fill, on_disk, pooled, started, sum,
+    BACKEND, GIB, MASTER, MIB, THICK, THICK_BLOCK, THIN, THIN_BLOCK, VG, Vol, bare, code,
+    encrypted, expect_nothing_left, filesystem, fill, on_disk, pooled, started, sum,
 };
 use crate::wiping::mark;
 
@@ -248,6 +248,59 @@ fn thick_snapshots_can_be_read_until_the_last_one_is_gone() -> Result<()> {
         restored.delete()?;
         let left = headers(machine, &disk(1))?;
         ensure!(left == 0, "{left} headers are left on the disk");
+        expect_nothing_left(machine)
+    })
+}
+
+/// What a user makes inside a volume is no business of the node's LVM, whatever name it bears.
+#[test]
+fn a_volume_group_inside_an_encrypted_volume_is_nobodys() -> Result<()> {
+    started("encryption-inside", &[2 * GIB], &pooled(1, "60%"), |machine| {
+        let csi = machine.driver.csi()?.with_secrets(&MASTER);
+        let v = Vol::create(&csi, encrypted(THIN_BLOCK), "pvc-1", 64 * MIB)?;
+        v.attach()?;
+        // LVM itself makes none where it sees the links of another.
+        machine.sh(&format!(
+            "inside=$(echo /dev/mapper/cb-crypt-*); mv /dev/{VG} /dev/away
+             pvcreate -qq --devices $inside $inside; vgcreate -qq --devices $inside {VG} $inside
+             rm -rf /dev/{VG}; mv /dev/away /dev/{VG}; pvs --devices $inside $inside"
+        ))?;
+        machine.driver.stop()?;
+        machine.start(BACKEND)?;
+        let csi = machine.driver.csi()?.with_secrets(&MASTER);
+        ensure!(csi.capacity(&THIN)? > 0, "there is no capacity");
+        let beside = Vol::create(&csi, THIN, "pvc-2", 64 * MIB)?;
+        beside.attach()?;
+        beside.detach()?;
+        beside.delete()?;
+        let v = Vol { csi, ..v };
+        v.detach()?;
+        v.delete()?;
+        expect_nothing_left(machine)
+    })
+}
+
+/// A cryptsetup that is killed while it grows a volume in use, with its agent as when a pod is killed.
+#[test]
+fn a_decrypted_device_that_was_left_suspended_holds_nobody_up() -> Result<()> {
+    started("encryption-held", &[2 * GIB], &pooled(1, "60%"), |machine| {
+        let csi = machine.driver.csi()?.with_secrets(&MASTER);
+        let v = Vol::create(&csi, encrypted(THIN), "pvc-1", 64 * MIB)?;
+        v.attach()?;
+        let written = fill(machine, &v.file("data"), 8)?;
+        machine.driver.kill()?;
+        machine.sh("dmsetup suspend /dev/mapper/cb-crypt-*")?;
+        machine.start(BACKEND)?;
+        let write = "timeout 20 dd if=/dev/zero bs=4k count=1 conv=fsync 2>/dev/null";
+        machine.sh(&format!("{write} of={}", v.file("beat")))?;
+        let csi = machine.driver.csi()?.with_secrets(&MASTER);
+        let v = Vol { csi, ..v };
+        v.csi.expand(&v.id, 128 * MIB)?;
+        v.csi.expand_on_node(&v.id, &v.pod)?;
+        ensure!(decrypted_size(machine)? == 128 * MIB, "{} bytes", decrypted_size(machine)?);
+        ensure!(sum(machine, &v.file("data"), 8)? == written, "other data");
+        v.detach()?;
+        v.delete()?;
         expect_nothing_left(machine)
     })
 }

@@ -13,6 +13,7 @@
 )]
 
 mod blank;
+mod churn;
 mod conformance;
 mod copies;
 mod disks;
@@ -24,6 +25,7 @@ mod full;
 mod group;
 mod growth;
 mod losses;
+mod many;
 mod missing;
 mod power;
 mod processes;

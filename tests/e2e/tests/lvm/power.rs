@@ -6,13 +6,13 @@ use anyhow::{Context, Result, ensure};
 use cinderblock_lab::driver::Machine;
 
 use crate::support::{
-    GIB, MIB, THICK_BLOCK, Vol, expect_nothing_left, filesystem, fill, pooled, power_cut, started,
-    sum,
+    GIB, MIB, THICK_BLOCK, Vol, expect_nothing_left, filesystem, fill, pooled, power_cut,
+    started_on_debian, sum,
 };
 
 #[test]
 fn synced_data_survives_a_power_cut_and_inactive_volumes_become_active() -> Result<()> {
-    started("power", &[4 * GIB, 4 * GIB], &pooled(2, "60%"), |machine| {
+    started_on_debian("power", &[4 * GIB, 4 * GIB], &pooled(2, "60%"), |machine| {
         let classes = [
             (filesystem("thin", "ext4"), "pvc-a"),
             (filesystem("thin", "xfs"), "pvc-b"),
@@ -56,7 +56,7 @@ fn uuid(machine: &Machine, v: &Vol) -> Result<String> {
 
 #[test]
 fn a_volume_whose_mkfs_was_cut_is_formatted_after_all() -> Result<()> {
-    started("mkfs", &[8 * GIB, 8 * GIB], &pooled(2, "60%"), |machine| {
+    started_on_debian("mkfs", &[8 * GIB, 8 * GIB], &pooled(2, "60%"), |machine| {
         let csi = machine.driver.csi()?;
         let mut volumes = Vec::new();
         for (fs, name) in [("ext4", "pvc-a"), ("xfs", "pvc-b"), ("btrfs", "pvc-c")] {

@@ -1,10 +1,12 @@
 //! A machine per test, and short words for what is done with a volume on it. No test lives here.
 
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cinderblock_lab::Lab;
-use cinderblock_lab::driver::{self, Access, Class, Csi, Machine, Profile, Source};
+use cinderblock_lab::driver::{self, Access, Class, Csi, Kernel, Machine, Profile, Source};
 use tonic::{Code, Status};
 
 pub(crate) const GIB: u64 = 1 << 30;
@@ -42,8 +44,19 @@ pub(crate) fn pooled(disks: usize, part: &str) -> String {
     driver::backend(BACKEND, VG, disks, &pool)
 }
 
-/// Runs a test on a new VM; the driver is not started. When the test fails, the logs are shown.
+/// Runs a test on a new VM with the lab's kernel; the driver is not started. When the test fails, the logs are
+/// shown.
 pub(crate) fn bare(
+    name: &str,
+    disks: &[u64],
+    backends: &str,
+    test: impl FnOnce(&Machine) -> Result<()>,
+) -> Result<()> {
+    on(Kernel::Own, name, disks, backends, test)
+}
+
+fn on(
+    kernel: Kernel,
     name: &str,
     disks: &[u64],
     backends: &str,
@@ -53,10 +66,10 @@ pub(crate) fn bare(
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lvm").join(name);
     let guest = Path::new(env!("CARGO_BIN_EXE_lab-guest"));
     let lab = Lab::at(&format!("lvm-{name}"), &folder)?.with_guest(guest);
-    let machine = Machine::boot(lab, disks, &program, backends)?;
+    let machine = Machine::boot(lab, kernel, disks, &program, backends)?;
     let tested = test(&machine);
-    if tested.is_err() {
-        println!("{}", machine.story());
+    if let Err(error) = &tested {
+        println!("{error:#}\n{}", machine.story());
     }
     tested
 }
@@ -69,6 +82,19 @@ pub(crate) fn started(
     test: impl FnOnce(&Machine) -> Result<()>,
 ) -> Result<()> {
     bare(name, disks, backends, |machine| {
+        machine.start(BACKEND)?;
+        test(machine)
+    })
+}
+
+/// As [`started`], with the device-mapper of Debian 12.
+pub(crate) fn started_on_debian(
+    name: &str,
+    disks: &[u64],
+    backends: &str,
+    test: impl FnOnce(&Machine) -> Result<()>,
+) -> Result<()> {
+    on(Kernel::Debian, name, disks, backends, |machine| {
         machine.start(BACKEND)?;
         test(machine)
     })
@@ -236,6 +262,26 @@ pub(crate) fn on_disk(machine: &Machine, disk: &str, word: &str) -> Result<u64> 
         "dd if={disk} bs=1M iflag=direct 2>/dev/null | tr '\\0' '\\n' | grep -a -c {word} || true"
     ))?;
     count.trim().parse().with_context(|| count.clone())
+}
+
+/// Waits until the health of volumes is as it should be: what is wrong is noticed within seconds, and so is its end.
+pub(crate) fn health_is(
+    csi: &Csi,
+    volumes: &[&Vol],
+    good: impl Fn(&[String]) -> bool,
+) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let mut health = Vec::new();
+        for v in volumes {
+            health.extend(csi.health(&v.id)?);
+        }
+        if good(&health) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < Duration::from_mins(1), "their health is said to be {health:?}");
+        sleep(Duration::from_secs(1));
+    }
 }
 
 /// The code of a call that should fail.

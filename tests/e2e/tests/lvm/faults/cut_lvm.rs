@@ -9,7 +9,7 @@ use tonic::Status;
 use super::broken_lvm::{spoil, wrap};
 use crate::support::{
     BACKEND, GIB, MIB, THICK, THIN, VG, Vol, expect_nothing_left, filesystem, fill, pooled,
-    power_cut, started, sum,
+    power_cut, started_on_debian, sum,
 };
 
 /// Points that a short run cuts a command at, if it cuts that at all: the first one, and one of two others.
@@ -193,7 +193,7 @@ impl Cutter<'_> {
 
 #[test]
 fn lvm_that_is_killed_in_its_midst_holds_nobody_up() -> Result<()> {
-    started("cut-lvm", &[2 * GIB, 2 * GIB], &pooled(2, "25%"), |machine| {
+    started_on_debian("cut-lvm", &[2 * GIB, 2 * GIB], &pooled(2, "25%"), |machine| {
         let csi = machine.driver.csi()?;
         let thin = Vol::create(&csi, THIN, "pvc-thin", 256 * MIB)?;
         let thick = Vol::create(&csi, THICK, "pvc-thick", 256 * MIB)?;
@@ -225,7 +225,7 @@ fn lvm_that_is_killed_while_a_pool_grows_holds_nobody_up() -> Result<()> {
     let pool =
         "reserve: 0%\nthinPool: { size: 5%, overprovision: 20, autogrow: { at: 50%, by: 64Mi } }";
     let config = driver::backend(BACKEND, VG, 2, pool);
-    started("cut-growth", &[2 * GIB, 2 * GIB], &config, |machine| {
+    started_on_debian("cut-growth", &[2 * GIB, 2 * GIB], &config, |machine| {
         let csi = machine.driver.csi()?;
         let v = Vol::create(&csi, THIN, "pvc-1", 3 * GIB)?;
         v.attach()?;
@@ -246,7 +246,7 @@ fn lvm_that_is_killed_while_a_pool_grows_holds_nobody_up() -> Result<()> {
 /// refuses every change of that pool from then on.
 #[test]
 fn a_snapshot_that_only_its_pool_knows_blocks_nothing() -> Result<()> {
-    started("half-made", &[2 * GIB], &pooled(1, "60%"), half_made)
+    started_on_debian("half-made", &[2 * GIB], &pooled(1, "60%"), half_made)
 }
 
 fn half_made(machine: &Machine) -> Result<()> {

@@ -36,7 +36,7 @@ fn insist<T>(what: &str, mut call: impl FnMut() -> Result<T, Status>) -> Result<
 }
 
 /// A volume's life. Every answer that it gets is checked.
-fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Result<()> {
+pub(crate) fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Result<()> {
     // Thick copies begin again after each of these cuts: they have to be small. RAID has none.
     let (with_copies, thick) =
         (!class.more.contains(&("layout", "raid1")), class.provisioning == "thick");

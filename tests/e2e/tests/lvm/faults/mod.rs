@@ -4,8 +4,10 @@
 mod bad_disks;
 mod broken_lvm;
 mod cut_lvm;
+mod cut_xfs;
 mod damage;
-mod kills;
+mod held;
+pub(crate) mod kills;
 mod lookalikes;
 mod poor_node;
 mod power;
