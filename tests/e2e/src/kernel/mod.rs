@@ -1,12 +1,13 @@
 //! The kernel of the VMs: User-Mode Linux, built once from Debian's Linux source into the cache. It starts no VM.
 //!
-//! Debian has a User-Mode Linux too, which is that of Debian 12: VMs that look at LVM alone boot it, as
-//! its device-mapper is what many nodes have. It lets its processes run under ptrace, and takes several
-//! times as long to start a program; from Linux 6.16 on they can run under seccomp filters. Kubernetes'
-//! nodes boot this one, and Debian's where the source cannot be had.
+//! Debian has a User-Mode Linux too, which is that of Debian 12. It lets its processes run under ptrace, and
+//! takes several times as long to start a program; from Linux 6.16 on they can run under seccomp filters.
+//! So nearly all VMs boot this one, and Debian's where the source cannot be had. Some tests want Debian's in
+//! any case, as its device-mapper is what many nodes have.
 
 mod build;
 mod source;
+mod wide_registers;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -50,8 +51,17 @@ pub fn find(own: bool) -> Result<PathBuf> {
     )
 }
 
-/// Builds the kernel when it is not in the cache yet. Where that cannot be done, it says why, and
-/// Kubernetes' nodes will boot Debian's.
+/// What is to be preloaded into the kernel's process, on processors that the kernel does not know.
+///
+/// # Errors
+/// It is needed and cannot be compiled.
+pub(crate) fn preload(program: &Path) -> Result<Option<PathBuf>> {
+    let of_debian = program.file_name().is_some_and(|name| name == OF_DEBIAN);
+    (of_debian && wide_registers::are_here()).then(wide_registers::library).transpose()
+}
+
+/// Builds the kernel when it is not in the cache yet. Where that cannot be done, it says why, and VMs
+/// will boot Debian's.
 ///
 /// Nothing cached, it takes 10 to 20 minutes on two cores; then nothing.
 ///
@@ -74,7 +84,7 @@ pub fn ensure() -> Result<()> {
     clear(&work)?;
     if let Err(error) = made {
         say(&format!("the VMs' kernel cannot be built: {error:#}"));
-        say("Kubernetes' nodes boot Debian's kernel, with which all takes twice as long and more");
+        say("the VMs boot Debian's kernel, with which all takes twice as long and more");
     }
     Ok(())
 }
@@ -110,13 +120,17 @@ fn wanted() -> Option<String> {
 
 /// A folder of the cache belongs to exactly this configuration.
 fn folder() -> Result<PathBuf> {
+    Ok(cache::folder()?.join(format!("kernel-{}", key([CONFIG, FORMAT]))))
+}
+
+/// Stands for exactly these texts in the name of a folder.
+fn key<const N: usize>(texts: [&str; N]) -> String {
     let mut hasher = Hasher::new(&SHA256);
-    for part in [CONFIG, FORMAT] {
-        hasher.update(part.as_bytes());
+    for text in texts {
+        hasher.update(text.as_bytes());
         hasher.update(&[0]);
     }
-    let key = crate::hex(&hasher.finish().as_ref()[..6]);
-    Ok(cache::folder()?.join(format!("kernel-{key}")))
+    crate::hex(&hasher.finish().as_ref()[..6])
 }
 
 fn program(folder: &Path) -> PathBuf {

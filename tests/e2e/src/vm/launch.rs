@@ -30,6 +30,7 @@ pub(super) fn launch(
     console: &Path,
 ) -> Result<Option<ProcessId>> {
     let program = kernel::find(spec.own_kernel)?;
+    let preload = kernel::preload(&program)?;
     check_memory(spec)?;
     // A leftover of a power cut; the kernel refuses a name that seems in use.
     let uml = folder.join("uml");
@@ -50,6 +51,7 @@ pub(super) fn launch(
         .env("PATH", programs::GUEST_PATH)
         // Also because Linux 7.2 loses its processes when it has no variable besides PATH.
         .env("TMPDIR", SHM)
+        .envs(preload.map(|library| ("LD_PRELOAD", library)))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
