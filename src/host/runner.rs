@@ -309,12 +309,20 @@ mod tests {
     async fn a_change_outlives_its_caller() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("done");
-        let script = format!("sleep 0.3; touch {}", file.display());
+        let go = dir.path().join("go");
+        // It ends with the folder as well, should the test fail.
+        let script = format!(
+            "while test -d {} && ! test -e {}; do sleep 0.05; done; touch {}",
+            dir.path().display(),
+            go.display(),
+            file.display()
+        );
         let call = call(&script, Effect::Change);
         let runner = shell();
         let run = tokio::time::timeout(Duration::from_millis(50), runner.run(&call)).await;
         assert!(run.is_err() && !file.exists());
-        for _ in 0..100 {
+        std::fs::write(&go, "").unwrap();
+        for _ in 0..1_200 {
             if file.exists() {
                 return;
             }

@@ -247,8 +247,10 @@ async fn one_node_has_few_connections() {
     let own = LvmUuid::derived("liar");
     let liar = FakeNode::telling(having(1, &[own.as_str()], &[]));
     let mut serving = Vec::new();
-    for _ in 0..6 {
+    for n in 1..=6 {
         serving.push(liar.connect(&door, "n2").await);
+        // Welcome comes before the place among the node's connections, which is by age.
+        until("it has its place", || liar.events.receiver_count() >= n).await;
     }
     until("two connections too many", || serving.iter().filter(|s| s.is_finished()).count() == 2)
         .await;

@@ -235,6 +235,9 @@ async fn carry(
         let flows = matches!(now, Wire::Whole | Wire::Slow)
             || (now == Wire::Mute && stopped_by != Wire::Mute);
         tokio::select! {
+            // What was cut before it came does not come through.
+            biased;
+            changed = state.changed() => if changed.is_err() { return },
             read = from.read(&mut bytes), if flows => match read {
                 Ok(n) if n > 0 => {
                     if now == Wire::Slow {
@@ -246,7 +249,6 @@ async fn carry(
                 }
                 _ => return,
             },
-            changed = state.changed() => if changed.is_err() { return },
         }
     }
 }

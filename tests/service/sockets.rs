@@ -106,9 +106,14 @@ async fn who_floods_the_port_leaves_the_probes_their_places() {
         peers.extend(from(Ipv4Addr::new(127, 0, 0, 2), address).await);
     }
     assert!(peers.len() > 900);
-    let begun = Instant::now();
-    assert!(get(address, "/healthz").await.ends_with("ok\n"));
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        assert!(get(address, "/healthz").await.ends_with("ok\n"));
+        took.push(begun.elapsed());
+    }
+    // A machine that stalls makes one of them slow; waiting for a place would make all slow.
+    assert!(took.iter().any(|it| *it < Duration::from_secs(2)), "{took:?}");
     drop(peers);
 }
 
@@ -133,19 +138,19 @@ async fn driver() -> Driver {
     Driver { socket, _node: node, _dir: dir, _end: stop.drop_guard() }
 }
 
-async fn channel(socket: &std::path::Path) -> Channel {
+async fn channel(socket: &std::path::Path) -> Result<Channel, tonic::transport::Error> {
     let socket = socket.to_owned();
     let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    Endpoint::from_static("http://csi").connect_with_connector(connector).await.unwrap()
+    Endpoint::from_static("http://csi").connect_with_connector(connector).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_csi_socket_bounds_who_calls() {
     let driver = driver().await;
-    let good = channel(&driver.socket).await;
+    let good = channel(&driver.socket).await.unwrap();
     let probe = async || {
         let mut client = IdentityClient::new(good.clone());
         client.probe(pb::ProbeRequest {}).await.map(drop)
@@ -205,5 +210,11 @@ async fn the_csi_socket_bounds_who_calls() {
     assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
     probe().await.unwrap();
     drop(crowd);
-    channel(&driver.socket).await;
+    // The driver sees their ends when it comes to them.
+    let again = async {
+        while channel(&driver.socket).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), again).await.unwrap();
 }

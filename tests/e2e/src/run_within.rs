@@ -82,8 +82,8 @@ mod tests {
     #[test]
     fn a_late_program_is_ended() {
         let start = Instant::now();
-        let error = sh("echo early; exec sleep 60", &[], Duration::from_millis(300)).unwrap_err();
-        assert!(start.elapsed() < Duration::from_secs(10));
+        let error = sh("echo early; exec sleep 60", &[], Duration::from_secs(3)).unwrap_err();
+        assert!(start.elapsed() < Duration::from_secs(30));
         let late: &TimedOut = error.downcast_ref().unwrap();
         assert_eq!(late.stdout, b"early\n");
     }

@@ -78,7 +78,7 @@ impl Daemon {
         if let Some(running) = self.running()? {
             running.process.kill()?;
             ensure!(
-                running.process.wait_gone(Duration::from_secs(10)),
+                running.process.wait_gone(Duration::from_mins(1)),
                 "{} (process {}) survives SIGKILL",
                 self.name,
                 running.process.pid

@@ -14,7 +14,7 @@ use crate::vm::{Node, NodeState};
 const READY_TIMEOUT: Duration = Duration::from_mins(4);
 
 /// What a shutdown of a node may take.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_mins(1);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_mins(4);
 
 impl Cluster {
     /// Shuts a node down in order, boots it with the same disks, and waits until it is Ready.

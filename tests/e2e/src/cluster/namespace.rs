@@ -10,7 +10,7 @@ use super::wait::Object;
 use crate::exec::Output;
 
 /// How long the namespace of a test may take to appear, or to go with all that is in it.
-const TIMEOUT: Duration = Duration::from_mins(2);
+const TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A namespace of one test. When it is dropped it is deleted without waiting for the end of that;
 /// after a panic its pods and events are shown first.

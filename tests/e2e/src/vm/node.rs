@@ -297,7 +297,7 @@ impl Node {
                 run.process.kill()?;
             }
             ensure!(
-                run.process.wait_gone(Duration::from_secs(10)),
+                run.process.wait_gone(Duration::from_mins(1)),
                 "node {}: process {} survives SIGKILL: look at its state with `ps -o stat,wchan -p {}`",
                 self.name(),
                 run.process.pid,
@@ -356,7 +356,7 @@ impl Node {
 
     pub(crate) fn connect(&self, request: Request, timeout: Duration) -> Result<Connection> {
         let run = self.running()?;
-        let timeout = timeout.min(Duration::from_secs(10));
+        let timeout = timeout.min(Duration::from_secs(30));
         Connection::open(&self.net, self.address(), run, request, timeout).with_context(|| {
             format!("node {} takes no call (console log {})", self.name(), self.console().display())
         })

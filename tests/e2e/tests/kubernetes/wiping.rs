@@ -28,16 +28,17 @@ pub(crate) fn a_deleted_claim_is_wiped(cluster: &Cluster) -> Result<()> {
     let trash = format!("cb-trash-{}", uuid.trim().replace('-', "").replace(['!', '#'], "."));
     test.finish()?;
     cluster.eventually("what was deleted to be wiped", SOON, || {
-        let trash = all_lvs(cluster)?.iter().any(|lv| lv.starts_with("cb-trash-"));
-        Ok((!trash).then_some(()))
+        Ok((!all_lvs(cluster)?.contains(&trash)).then_some(()))
     })?;
     // Gone alone would prove nothing: a volume that was merely removed is gone as well.
     let (agent, _) = pods(cluster, "node")?
         .into_iter()
         .find(|(_, node)| *node == on)
         .with_context(|| format!("no agent on {on}"))?;
-    let log = cluster.kubectl_text(&["logs", "--namespace", SYSTEM, &agent])?;
-    let wiped = |line: &&str| line.contains("wiped a deleted volume") && line.contains(&trash);
-    ensure!(log.lines().any(|line| wiped(&line)), "{agent} does not say that {trash} was wiped");
+    let wiped = |line: &str| line.contains("wiped a deleted volume") && line.contains(&trash);
+    cluster.eventually(&format!("{agent} to say that {trash} was wiped"), SOON, || {
+        let log = cluster.kubectl_text(&["logs", "--namespace", SYSTEM, &agent])?;
+        Ok(log.lines().any(wiped).then_some(()))
+    })?;
     cluster.kubectl_text(&["delete", "storageclass", &name]).map(drop)
 }
