@@ -118,7 +118,7 @@ impl Machine {
     /// # Errors
     /// It fails, or a command in it does; the message has its stderr.
     pub fn sh(&self, script: &str) -> Result<String> {
-        self.node.exec(["sh", "-euc", script]).text()
+        self.node.exec(["sh", "-euc", script]).timeout(Duration::from_mins(5)).text()
     }
 
     /// The ends of all logs and the state of LVM, after a failure.

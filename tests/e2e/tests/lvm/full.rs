@@ -9,7 +9,7 @@ use tonic::Code;
 use crate::support::{BACKEND, GIB, MIB, THIN, VG, Vol, code, expect_nothing_left, started};
 
 /// For what may not hang.
-const SOON: Duration = Duration::from_mins(1);
+const SOON: Duration = Duration::from_mins(5);
 /// The pool is looked at every two seconds; a loaded host gets a little more.
 const SEEN: Duration = Duration::from_secs(10);
 
