@@ -182,8 +182,8 @@ pub enum Change {
         /// Tags to add.
         add: Vec<String>,
     },
-    /// Removes an LV that has no tags at all, unless somebody has it open: what an `lvconvert` that was cut
-    /// has left of a pool. Whoever asks for it proves what it is.
+    /// Removes an LV that has no tags at all, unless somebody has it open or it is a pool with volumes: what an
+    /// `lvconvert` that was cut has left of a pool. Whoever asks for it proves what it is.
     RemoveUnfinished {
         /// Its name.
         lv: LvName,

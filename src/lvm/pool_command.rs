@@ -21,11 +21,11 @@ pub(super) fn convert(
         .change()
 }
 
-/// Removes what has no tags and nobody has open.
+/// Removes what has no tags, and nobody has open or has made a volume in: LVM would remove the volumes with it.
 pub(super) fn remove_unfinished(target: &Target, lv: &LvmUuid) -> Invocation {
     let vg = &target.uuid;
     let proof = format!(
-        "vg_uuid=\"{vg}\" && lv_uuid=\"{lv}\" && lv_tags=\"\" && lv_attr!~\"^[oO]\" && lv_attr!~\"^.....o\""
+        "vg_uuid=\"{vg}\" && lv_uuid=\"{lv}\" && lv_tags=\"\" && lv_attr!~\"^[oO]\" && lv_attr!~\"^.....o\" && (thin_count=0 || thin_count=undefined)"
     );
     Args::on(target, "lvremove", Log::Plain)
         .with(&["--select", &proof, target.vg.as_str()])

@@ -251,7 +251,9 @@ fn selected(world: &World, parsed: &Parsed<'_>) -> Option<Lv> {
     } else {
         select.contains("lv_tags={\"cinderblock=1\"}") && lv.tags.owned == Some(1)
     };
-    let proof = tagged && select.contains(&format!("vg_uuid=\"{}\"", vg.uuid));
+    let volumes = || vg.lvs.values().any(|it| it.pool() == Some(&lv.name));
+    let empty = !select.contains("thin_count=0") || !volumes();
+    let proof = tagged && empty && select.contains(&format!("vg_uuid=\"{}\"", vg.uuid));
     proof.then(|| lv.clone())
 }
 

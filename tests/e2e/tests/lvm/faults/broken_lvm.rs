@@ -31,6 +31,7 @@ rubbish) printf '\377\376{"log": [{"'; exit 0 ;;
 half) "$real" "$@" | head -c 200; exit 0 ;;
 trace) exec strace -f -qq -o /run/weather/trace -e trace=ioctl "$real" "$@" ;;
 cut-*) exec strace -f -qq -o /dev/null -e trace=ioctl -e inject=ioctl:signal=KILL:when="${how#cut-}" "$real" "$@" ;;
+late) sh /run/weather/late; exec "$real" "$@" ;;
 hang) until [ -e /run/weather/go ]; do sleep 0.2; done; exec "$real" "$@" ;;
 esac
 "#;
@@ -127,7 +128,9 @@ fn a_change_that_hangs(machine: &Machine, csi: &Csi, live: &Vol) -> Result<()> {
     spoil(machine, "lvcreate", "hang")?;
     thread::scope(|scope| {
         let late = scope.spawn(|| Vol::create(csi, THICK, "pvc-late", 64 * MIB));
-        thread::sleep(Duration::from_secs(2));
+        machine.driver.wait_until(Duration::from_mins(1), "making it", || {
+            Ok(machine.sh("ls /run/weather")?.lines().all(|file| file != "next"))
+        })?;
         let again = code(csi.create(&THICK.request("pvc-late", 64 * MIB)))?;
         ensure!(again == Code::Aborted, "{again:?}");
         let second = "/run/v/second/pod".as_ref();

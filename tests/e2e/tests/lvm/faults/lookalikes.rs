@@ -3,15 +3,16 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use cinderblock_lab::driver::{Csi, Machine};
 use tonic::Code;
 
+use super::broken_lvm::{spoil, wrap};
 use crate::support::{
     BACKEND, GIB, MIB, THICK, THIN, VG, Vol, code, expect_nothing_left, fill, pooled, started, sum,
 };
 
-const NOTICED: Duration = Duration::from_secs(20);
+const NOTICED: Duration = Duration::from_secs(40);
 
 fn tag(machine: &Machine, v: &Vol, change: &str) -> Result<()> {
     machine.sh(&format!("lvchange -qq {change} {VG}/{}", v.lv())).map(drop)
@@ -105,5 +106,34 @@ fn what_looks_like_ours_is_not_taken_and_what_is_ours_is_not_lost() -> Result<()
         tags_edited_by_hand(machine, &csi, &v, &written)?;
         two_of_one_name(machine, &csi, &v, &written)?;
         expect_nothing_left(machine)
+    })
+}
+
+/// A pool whose making was cut is made again. Somebody makes a volume in it just before it is removed: LVM's
+/// own proof says no, and the pool is taken as it is.
+#[test]
+fn a_volume_that_somebody_makes_in_a_half_made_pool_stays() -> Result<()> {
+    started("late-volume", &[GIB], &pooled(1, "25%"), |machine| {
+        machine.driver.stop()?;
+        // As lvconvert leaves it: the tags are its part's, and the spare is not there yet.
+        machine.sh(&format!(
+            "lvchange -qq --deltag cinderblock=1 --deltag cb.pool {VG}/pool0; lvremove -qqy {VG}/lvol0_pmspare"
+        ))?;
+        wrap(machine)?;
+        // Inactive, so that nothing has the pool open.
+        machine.sh(&format!(
+            "cat >/run/weather/late <<'END'
+                 real=/run/weather/real/lvm
+                 $real lvcreate -qqy -V 64M --thinpool pool0 -n theirs {VG}
+                 $real lvchange -qqy -an {VG}
+END"
+        ))?;
+        spoil(machine, "lvremove", "late")?;
+        machine.start(BACKEND)?;
+        machine.sh("test ! -e /run/weather/next").context("no lvremove was run")?;
+        let found = machine.sh(&format!("lvs --noheadings -o lv_name,lv_tags {VG}"))?;
+        let found: Vec<_> = found.split_whitespace().collect();
+        ensure!(found == ["pool0", "cb.pool,cinderblock=1", "theirs"], "{found:?}");
+        Ok(())
     })
 }
