@@ -39,7 +39,7 @@ pub enum Mode {
     Repair(Repair),
 }
 
-/// Options of every mode.
+/// Options of every mode that serves.
 #[derive(Debug, Args)]
 pub struct Common {
     /// Name of the CSI driver, as StorageClasses name it.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, IsReady};
 use crate::agent::{Agent, CopyTotals};
-use crate::cli::{Cli, Mode, Orphans, Repair};
+use crate::cli::{Cli, Common, Mode, Orphans, Repair};
 use crate::csi::Readiness;
 use crate::domain::Inventory;
 use crate::error::{Error, Result};
@@ -37,23 +37,30 @@ const LVM_MIN: (u64, u64, u64) = (2, 3, 12);
 /// # Errors
 /// When it cannot start, or a part of it fails.
 pub async fn run(cli: Cli) -> Result<()> {
-    let stop = CancellationToken::new();
-    let common = match &cli.mode {
-        Mode::Controller(options) => &options.common,
-        Mode::Node(options) => &options.common,
-        Mode::Standalone(options) => &options.common,
-        Mode::Orphans(options) => return orphans(options).await,
-        Mode::Repair(options) => return repair(options).await,
-    };
-    telemetry::start(&common.log, common.log_format)?;
-    end_on_signal(&stop)?;
     match cli.mode {
-        Mode::Controller(options) => controller::run(options, stop).await,
-        Mode::Node(options) => Box::pin(node::run(options, stop)).await,
-        Mode::Standalone(options) => standalone::run(options, stop).await,
+        Mode::Controller(options) => {
+            let stop = start(&options.common)?;
+            controller::run(options, stop).await
+        }
+        Mode::Node(options) => {
+            let stop = start(&options.common)?;
+            Box::pin(node::run(options, stop)).await
+        }
+        Mode::Standalone(options) => {
+            let stop = start(&options.common)?;
+            standalone::run(options, stop).await
+        }
         Mode::Orphans(options) => orphans(&options).await,
         Mode::Repair(options) => repair(&options).await,
     }
+}
+
+/// Begins what serves; a signal cancels what is returned.
+fn start(common: &Common) -> Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    telemetry::start(&common.log, common.log_format)?;
+    end_on_signal(&stop)?;
+    Ok(stop)
 }
 
 /// Asks the controller of this pod, and writes its answer for whoever reads it.
