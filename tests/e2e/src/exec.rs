@@ -19,6 +19,9 @@ use crate::vm::{Node, Run, Spawned};
 /// For a call that sets no timeout of its own.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// What a busy host may need to connect, however short a call's own timeout is.
+const CONNECT_AT_LEAST: Duration = Duration::from_secs(30);
+
 /// How often a waiting call looks whether its VM still lives.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -208,7 +211,7 @@ impl<'a> Exec<'a> {
     fn drive(&self, mut sink: impl FnMut(Kind, &[u8])) -> Result<Option<Status>> {
         let deadline = Instant::now() + self.timeout;
         let request = Request::Exec(self.program.clone());
-        let mut connection = self.node.connect(request, self.timeout)?;
+        let mut connection = self.node.connect(request, self.timeout.max(CONNECT_AT_LEAST))?;
         let mut writer = connection.stream().try_clone().context("duplicating a socket")?;
         let result = std::thread::scope(|scope| {
             // On its own thread: a program may write much before it reads.

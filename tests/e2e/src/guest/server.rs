@@ -23,8 +23,9 @@ use crate::protocol::{
     parse, write_frame, write_json,
 };
 
-/// How long output is waited for after a program's end, in case a child of it still holds a pipe.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long output is waited for after a program's end, in case a child of it still holds a pipe. Longer
+/// than a busy host may stall: what comes later is lost.
+const LINGER: Duration = Duration::from_secs(15);
 
 /// Spawned programs of this boot, by process id.
 type Spawned = Arc<Mutex<BTreeMap<i32, ProcessState>>>;

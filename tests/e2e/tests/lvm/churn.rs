@@ -12,6 +12,7 @@ use cinderblock_lab::long::{self, figure};
 use crate::faults::kills::life;
 use crate::support::{
     GIB, MASTER, THICK_BLOCK, VG, encrypted, expect_nothing_left, filesystem, pooled, started,
+    without_trash,
 };
 
 /// New lives begin for so long, after those that fill all caches.
@@ -35,6 +36,7 @@ struct Fullness {
 
 impl Fullness {
     fn of(machine: &Machine) -> Result<Self> {
+        without_trash(machine)?;
         let number = |what: &str, script: &str| -> Result<u64> {
             let text = machine.sh(script)?;
             text.trim().parse().with_context(|| format!("{what}: {text:?}"))

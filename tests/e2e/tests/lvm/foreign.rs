@@ -11,8 +11,8 @@ use crate::support::{
     GIB, MIB, THICK, THIN, VG, Vol, code, expect_nothing_left, fill, pooled, started, sum,
 };
 
-/// The driver looks every 10 s; a loaded host gets a little more.
-const NOTICED: Duration = Duration::from_secs(14);
+/// The driver looks every 10 s, and once more 10 s later when LVM is busy; a loaded host gets a little more.
+const NOTICED: Duration = Duration::from_secs(30);
 
 /// Waits until others' doings show.
 fn noticed(what: &str, mut look: impl FnMut() -> Result<bool>) -> Result<()> {

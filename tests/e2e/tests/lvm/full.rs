@@ -11,7 +11,7 @@ use crate::support::{BACKEND, GIB, MIB, THIN, VG, Vol, code, expect_nothing_left
 /// For what may not hang.
 const SOON: Duration = Duration::from_mins(5);
 /// The pool is looked at every two seconds; a loaded host gets a little more.
-const SEEN: Duration = Duration::from_secs(10);
+const SEEN: Duration = Duration::from_secs(30);
 
 /// Writes files of 8 MiB, each synced and then noted with its checksum, until one fails.
 const WRITER: &str = r"
@@ -53,7 +53,7 @@ fn a_full_pool_gives_errors_and_keeps_what_was_synced() -> Result<()> {
         // Room for it, and nothing else: the pool takes it by itself.
         machine.sh(&format!("pvcreate -qq /dev/ubdd; vgextend -qq {VG} /dev/ubdd"))?;
         let well = format!("cinderblock_thin_pool_healthy{{backend=\"{BACKEND}\"");
-        machine.driver.wait_until(Duration::from_secs(20), "well again", || {
+        machine.driver.wait_until(Duration::from_mins(1), "well again", || {
             Ok(machine.driver.metric(&well)? == Some(1.0) && csi.capacity(&THIN)? > 0)
         })?;
         v.detach()?;

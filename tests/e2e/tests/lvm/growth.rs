@@ -1,5 +1,6 @@
 //! Thin pools grow by themselves, data and metadata, one LVM process each time, while a filesystem writes.
 
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +10,10 @@ use crate::support::{BACKEND, GIB, MIB, THIN, VG, Vol, bare, fill, pooled, start
 
 /// More than a look and a growth take.
 const SETTLED: Duration = Duration::from_secs(5);
+/// For the process to end whose work is seen.
+const ENDED: Duration = Duration::from_secs(2);
+/// For what a look at the pool brings about.
+const SEEN: Duration = Duration::from_secs(30);
 
 fn figure(machine: &Machine, name: &str) -> Result<Option<f64>> {
     machine.driver.metric(&format!("cinderblock_thin_pool_{name}{{backend=\"{BACKEND}\""))
@@ -38,9 +43,12 @@ fn a_pool_grows_while_a_filesystem_writes() -> Result<()> {
             v.file("f$i")
         );
         let (written, lvm) = count.lvm_during(|| {
-            let written = machine.sh(&write);
-            std::thread::sleep(SETTLED);
-            written
+            let written = machine.sh(&write)?;
+            sleep(SETTLED);
+            let grown = || Ok(figure(machine, "data_used_ratio")?.is_some_and(|it| it < 0.8));
+            machine.driver.wait_until(SEEN, "done growing", grown)?;
+            sleep(ENDED);
+            anyhow::Ok(written)
         })?;
         written?;
         let after = extents(machine, "pool0")?;
@@ -82,22 +90,26 @@ fn a_pool_made_by_hand_grows_in_its_own_layout_when_asked_to() -> Result<()> {
         machine.start(BACKEND)?;
         let told = || figure(machine, "queues_when_full");
         ensure!(told()? == Some(1.0), "it queues, and nobody says so");
-        machine.driver.wait_until(SETTLED, "warning in its log", || {
+        machine.driver.wait_until(SEEN, "warning in its log", || {
             Ok(machine.driver.log_text().contains("--errorwhenfull y vg0/pool0"))
         })?;
         machine.sh(&format!("lvchange -qq --errorwhenfull y {VG}/pool0"))?;
         machine
             .driver
-            .wait_until(SETTLED, "seeing that it fails writes", || Ok(told()? == Some(0.0)))?;
+            .wait_until(SEEN, "seeing that it fails writes", || Ok(told()? == Some(0.0)))?;
         let (csi, count) = (machine.driver.csi()?, LvmCount::start(&machine.node)?);
         ensure!(extents(machine, "pool0_tmeta")? == 1, "the metadata is larger already");
         // Eleven extents more than the pool has: LVM makes that twelve, the same on each disk.
         let v = Vol::create(&csi, THIN, "pvc-1", 85 * 4 * MIB)?;
         let (written, lvm) = count.lvm_during(|| {
             v.attach()?;
-            let written = fill(machine, &v.file("data"), 250);
-            std::thread::sleep(SETTLED);
-            written
+            let written = fill(machine, &v.file("data"), 250)?;
+            sleep(SETTLED);
+            let grown =
+                || Ok(extents(machine, "pool0")? >= 86 && extents(machine, "pool0_tmeta")? >= 5);
+            machine.driver.wait_until(SEEN, "done growing", grown)?;
+            sleep(ENDED);
+            anyhow::Ok(written)
         })?;
         let written = written?;
         let (data, metadata) = (extents(machine, "pool0")?, extents(machine, "pool0_tmeta")?);

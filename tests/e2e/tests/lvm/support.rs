@@ -127,6 +127,7 @@ pub(crate) fn lvs(machine: &Machine) -> Result<Vec<String>> {
 
 /// Fails when anything is left beside the pool: LVs, device-mapper devices, mounts.
 pub(crate) fn expect_nothing_left(machine: &Machine) -> Result<()> {
+    without_trash(machine)?;
     let found = lvs(machine)?;
     let pool = ["[lvol0_pmspare]", "[pool0_tdata]", "[pool0_tmeta]", "pool0"];
     ensure!(found == pool, "the volume group should hold the pool alone, but has {found:?}");
@@ -137,6 +138,13 @@ pub(crate) fn expect_nothing_left(machine: &Machine) -> Result<()> {
     let mounts = machine.sh("grep -E 'vg0|/dev/dm-|/run/v/' /proc/self/mountinfo || true")?;
     ensure!(mounts.is_empty(), "still mounted:\n{mounts}");
     Ok(())
+}
+
+/// Waits until what was deleted has gone: a volume whose snapshot goes after it has a while in the trash.
+pub(crate) fn without_trash(machine: &Machine) -> Result<()> {
+    machine.driver.wait_until(Duration::from_mins(3), "done with its trash", || {
+        Ok(machine.driver.metric("cinderblock_trash_volumes")? == Some(0.0))
+    })
 }
 
 /// A volume, and where it is staged and published in the VM.

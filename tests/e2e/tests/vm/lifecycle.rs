@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -60,14 +61,20 @@ fn storage_survives_power_cuts() -> Result<()> {
 
 /// A call that runs meanwhile ends at once, and says why.
 fn power_cut_under_load(node: &Node) -> Result<()> {
+    let is_up = AtomicBool::new(false);
     let call = thread::scope(|scope| {
-        let call = scope.spawn(|| node.exec(["sh", "-c", "while :; do sync; done"]).run());
-        thread::sleep(Duration::from_secs(1));
-        let start = Instant::now();
+        let script = "echo up; while :; do sync; done";
+        let call = scope.spawn(|| {
+            node.exec(["sh", "-c", script]).follow(|_| is_up.store(true, Ordering::SeqCst))
+        });
+        while !is_up.load(Ordering::SeqCst) && !call.is_finished() {
+            thread::sleep(Duration::from_millis(10));
+        }
         node.power_cut()?;
-        println!("power cut took {:.2} s", start.elapsed().as_secs_f32());
+        let start = Instant::now();
         let call = call.join().unwrap();
-        assert!(start.elapsed() < Duration::from_secs(5));
+        // Long before the call's own time is over.
+        assert!(start.elapsed() < Duration::from_secs(20));
         anyhow::Ok(call)
     })?;
     let error = format!("{:#}", call.unwrap_err());
@@ -102,10 +109,8 @@ fn nodes_meet_and_other_processes_take_them_up() -> Result<()> {
 
     // Up once more changes nothing.
     let before = nodes[0].state()?;
-    let start = Instant::now();
     test.lab.up(&specs)?;
     assert_eq!(nodes[0].state()?, before);
-    assert!(start.elapsed() < Duration::from_secs(2));
     let error = test.lab.up(&[small(1).disk(GIB)]).unwrap_err().to_string();
     assert!(error.contains("another specification"), "{error}");
     let error = test.lab.up(&[small(1).name("third")]).unwrap_err().to_string();

@@ -1,6 +1,8 @@
 //! LVM is killed right before its calls that change device-mapper, at random ones in a short run and at each of them in a long one: the
 //! repeated call gets what was asked for, who uses a volume waits for nothing, and nothing is left.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use cinderblock_lab::driver::{self, Class, Csi, Machine, Source};
 use cinderblock_lab::long::{self, Random, figure};
@@ -47,14 +49,17 @@ impl Cutter<'_> {
         for v in self.live {
             let beat = v.file("beat");
             self.machine.sh(&format!(
-                "timeout 20 dd if=/dev/zero of={beat} bs=4k count=1 conv=fsync 2>/dev/null"
+                "timeout 60 dd if=/dev/zero of={beat} bs=4k count=1 conv=fsync 2>/dev/null"
             ))?;
         }
-        let held = self.machine.sh("grep -l 1 /sys/block/dm-*/dm/suspended || true")?;
-        ensure!(held.is_empty(), "suspended: {held}");
-        let tables = self.machine.sh("dmsetup table --inactive | grep -v ': $' || true")?;
-        ensure!(tables.is_empty(), "loaded, and not in force: {tables}");
-        Ok(())
+        // The agent may be at it by itself, as it is when its own growth was cut.
+        let script = "grep -l 1 /sys/block/dm-*/dm/suspended; dmsetup table --inactive | grep -v ': $'; true";
+        let mut left = String::new();
+        let gone = self.machine.driver.wait_until(Duration::from_mins(1), "done", || {
+            left = self.machine.sh(script)?;
+            Ok(left.is_empty())
+        });
+        gone.with_context(|| format!("suspended, or loaded and not in force: {left}"))
     }
 
     /// Traces the LVM command that a call runs, and cuts it at its points. `before` makes what the
@@ -165,15 +170,17 @@ impl Cutter<'_> {
                 "for i in $(seq 20); do
                      dd if=/dev/zero bs=1M count=16 oflag=append conv=notrunc,fsync of={} 2>/dev/null
                      sleep 2.5
-                     test \"$({size})\" = {before} || break
+                     test -e /run/weather/next || break
                  done
-                 test \"$({size})\" != {before}
-                 while grep -q 1 /sys/block/dm-*/dm/suspended; do sleep 0.2; done",
+                 until test \"$({size})\" != {before}; do sleep 0.5; done
+                 while pgrep -x lvm >/dev/null || grep -q 1 /sys/block/dm-*/dm/suspended; do sleep 0.2; done",
                 filler.file("filling")
             ))
         };
         let call = |before: &String| fill(before).map_err(internal);
-        self.cut("lvextend pool", || machine.sh(&size).map_err(internal), call, |_, _| Ok(()))
+        // One growth may follow the other at once.
+        let settled = format!("while pgrep -x lvm >/dev/null; do sleep 0.2; done; {size}");
+        self.cut("lvextend pool", || machine.sh(&settled).map_err(internal), call, |_, _| Ok(()))
     }
 
     fn activation(&mut self, csi: &Csi) -> Result<()> {

@@ -33,7 +33,7 @@ exec strace -f -qq -o /dev/null -e trace=pwrite64 -e inject=pwrite64:signal=KILL
 const REPAIRS: [usize; 4] = [1, 2, 4, 8];
 /// Writes that a short run kills it at, beside the first one and two superblocks.
 const POINTS: usize = 2;
-const NOTICED: Duration = Duration::from_secs(20);
+const NOTICED: Duration = Duration::from_secs(40);
 
 fn wrap(machine: &Machine) -> Result<()> {
     for (program, wrapper) in [("xfs_db", WRAPPER), ("xfs_repair", REPAIR)] {
