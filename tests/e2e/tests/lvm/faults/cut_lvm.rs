@@ -53,7 +53,8 @@ impl Cutter<'_> {
             ))?;
         }
         // The agent may be at it by itself, as it is when its own growth was cut.
-        let script = "grep -l 1 /sys/block/dm-*/dm/suspended; dmsetup table --inactive | grep -v ': $'; true";
+        let script = "grep -l 1 /sys/block/dm-*/dm/suspended || true
+                      dmsetup table --inactive | grep -v ': $' || true";
         let mut left = String::new();
         let gone = self.machine.driver.wait_until(Duration::from_mins(1), "done", || {
             left = self.machine.sh(script)?;
