@@ -18,6 +18,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 
 use super::class::{Access, Class, range};
+use super::switch::Power;
 use crate::netns::NetNs;
 
 /// The messages of CSI.
@@ -37,6 +38,7 @@ pub struct Csi {
     channel: Channel,
     timeout: Duration,
     secrets: BTreeMap<String, String>,
+    power: Power,
 }
 
 impl fmt::Debug for Csi {
@@ -101,13 +103,20 @@ impl Csi {
             Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
         };
         let (timeout, secrets) = (CALL_TIMEOUT, BTreeMap::new());
-        Ok(Self { runtime: Arc::new(runtime), channel, timeout, secrets })
+        Ok(Self { runtime: Arc::new(runtime), channel, timeout, secrets, power: Power::default() })
     }
 
     /// Another time that a call may take, two minutes by default.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Whose calls end when this power is off.
+    #[must_use]
+    pub fn with_power(mut self, power: &Power) -> Self {
+        self.power = power.clone();
         self
     }
 
@@ -123,14 +132,17 @@ impl Csi {
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Status> {
-        let timed = async { tokio::time::timeout(self.timeout, call).await };
-        match self.runtime.block_on(timed) {
-            Ok(answer) => answer.map(Response::into_inner),
-            Err(_late) => Err(Status::deadline_exceeded(format!(
-                "no answer within {} s",
-                self.timeout.as_secs_f32()
-            ))),
-        }
+        let late = || {
+            let after = self.timeout.as_secs_f32();
+            Err(Status::deadline_exceeded(format!("no answer within {after} s")))
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                answer = call => answer.map(Response::into_inner),
+                () = tokio::time::sleep(self.timeout) => late(),
+                () = self.power.failure() => Err(Status::unavailable("the machine has no power")),
+            }
+        })
     }
 
     /// Any call of the Controller service.

@@ -7,6 +7,7 @@ mod http;
 mod lvm_count;
 mod machine;
 mod standalone;
+mod switch;
 
 pub use build::{Profile, program};
 pub use class::{Access, Class, Source};
@@ -14,3 +15,4 @@ pub use csi::{Csi, is_open, pb};
 pub use lvm_count::{LvmCount, Programs};
 pub use machine::{Kernel, Machine, backend, disk};
 pub use standalone::{SOCKET, Standalone};
+pub use switch::Power;

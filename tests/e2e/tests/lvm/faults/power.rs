@@ -6,7 +6,7 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use cinderblock_lab::driver::{Access, Class, Csi, Machine, Source, is_open};
+use cinderblock_lab::driver::{Access, Class, Csi, Machine, Power, Source, is_open};
 use cinderblock_lab::long::{self, Random, figure};
 use tonic::Status;
 
@@ -185,6 +185,7 @@ impl Piece {
 
 /// Repeats calls until they are answered for good, or the power goes.
 struct Caller<'a> {
+    /// The power is going, or gone.
     off: &'a AtomicBool,
     calls: &'a AtomicU64,
 }
@@ -248,7 +249,7 @@ fn life(
     round: u64,
     (random, calls): (&mut Random, &AtomicU64),
 ) -> Result<Vec<Piece>> {
-    let off = AtomicBool::new(false);
+    let (off, power) = (AtomicBool::new(false), Power::default());
     let left = Mutex::new(Vec::new());
     let classes = [THIN, THICK, THIN_BLOCK, encrypted(THIN)];
     let first = usize::try_from(random.below(4))?;
@@ -271,9 +272,9 @@ fn life(
         }
         let users: Vec<_> = (0..2)
             .map(|user| {
-                let (off, left) = (&off, &left);
+                let (off, power, left) = (&off, &power, &left);
                 scope.spawn(move || -> Result<()> {
-                    let csi = machine.driver.csi()?.with_secrets(&MASTER);
+                    let csi = machine.driver.csi()?.with_secrets(&MASTER).with_power(power);
                     let call = Caller { off, calls };
                     for n in 0.. {
                         let class = classes[(first + 2 * user + n) % classes.len()];
@@ -293,7 +294,9 @@ fn life(
             .collect();
         sleep(Duration::from_millis(300 + random.below(LIFE)));
         off.store(true, Ordering::SeqCst);
-        machine.node.power_cut()?;
+        let cut = machine.node.power_cut();
+        power.off();
+        cut?;
         users.into_iter().try_for_each(|user| user.join().unwrap())
     })?;
     Ok(left.into_inner()?)
