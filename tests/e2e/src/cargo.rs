@@ -35,6 +35,7 @@ pub struct Target {
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<Package>,
+    target_directory: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -104,17 +105,28 @@ fn is_about_the_caller(variable: &str) -> bool {
 /// # Errors
 /// Cargo cannot be started or fails.
 pub fn targets() -> Result<Vec<Target>> {
+    let targets = metadata()?.packages.into_iter().flat_map(|package| package.targets);
+    Ok(targets
+        .filter_map(|it| Some(Target { kind: it.kind.into_iter().next()?, name: it.name }))
+        .collect())
+}
+
+/// Where cargo puts what it builds of this workspace.
+///
+/// # Errors
+/// As [`targets`].
+pub fn target_folder() -> Result<PathBuf> {
+    Ok(metadata()?.target_directory)
+}
+
+fn metadata() -> Result<Metadata> {
     let output = command()?
         .args(["metadata", "--no-deps", "--format-version", "1"])
         .stderr(Stdio::inherit())
         .output()
         .context("starting cargo")?;
     ensure!(output.status.success(), "`cargo metadata` failed: its errors are above");
-    let data: Metadata = serde_json::from_slice(&output.stdout).context("`cargo metadata`")?;
-    let targets = data.packages.into_iter().flat_map(|package| package.targets);
-    Ok(targets
-        .filter_map(|it| Some(Target { kind: it.kind.into_iter().next()?, name: it.name }))
-        .collect())
+    serde_json::from_slice(&output.stdout).context("`cargo metadata`")
 }
 
 /// Runs a cargo command that builds, with cargo's own messages on stderr, and returns the programs
@@ -123,7 +135,15 @@ pub fn targets() -> Result<Vec<Target>> {
 /// # Errors
 /// Cargo cannot be started or fails.
 pub fn build(words: &[&str]) -> Result<Vec<Artifact>> {
-    let output = command()?
+    build_by(command()?, words)
+}
+
+/// As [`build`], with a command that has a workspace of its own.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_by(mut cargo: Command, words: &[&str]) -> Result<Vec<Artifact>> {
+    let output = cargo
         .args(words)
         .args(["--message-format", "json-render-diagnostics"])
         .stderr(Stdio::inherit())

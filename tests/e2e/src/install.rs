@@ -1,6 +1,6 @@
 //! The driver in a cluster: its image loaded, its chart installed with Helm, and waited for until it takes volumes. What is done with the volumes is elsewhere.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Object};
-use crate::driver::{self, Profile};
+use crate::driver::{self, Other, Profile};
 use crate::driver_image::{self, Recipe};
 use crate::exec::Output;
 use crate::run_within;
@@ -98,6 +98,25 @@ pub fn install(cluster: &Cluster, values: &Value) -> Result<()> {
 /// # Errors
 /// As [`install`].
 pub fn install_image(cluster: &Cluster, image: &driver_image::Image, values: &Value) -> Result<()> {
+    install_chart(cluster, &chart(), image, values)
+}
+
+/// As [`install`], of another version, with its chart.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_other(cluster: &Cluster, other: &Other, values: &Value) -> Result<()> {
+    let image = driver_image::build_other(other)?;
+    cluster.load_image(&image.archive)?;
+    install_chart(cluster, &other.chart(), &image, values)
+}
+
+fn install_chart(
+    cluster: &Cluster,
+    chart: &Path,
+    image: &driver_image::Image,
+    values: &Value,
+) -> Result<()> {
     let start = Instant::now();
     cluster.apply(&namespace().to_string())?;
     let mut values = values.clone();
@@ -107,7 +126,7 @@ pub fn install_image(cluster: &Cluster, image: &driver_image::Image, values: &Va
     for part in ["controller", "node"] {
         merge(&mut values, &json!({ part: { "podAnnotations": digest } }));
     }
-    let chart = chart().display().to_string();
+    let chart = chart.display().to_string();
     helm(
         cluster,
         &["upgrade", "--install", RELEASE, &chart, "--namespace", NAMESPACE, "--values", "-"],

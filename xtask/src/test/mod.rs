@@ -72,8 +72,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         prepare(&jobs.iter().map(|job| job.ring).collect::<Vec<_>>())?;
     }
     for program in jobs.iter_mut().flat_map(|job| &mut job.programs) {
-        program.long = arguments.long;
+        program.long = arguments.long.clone();
     }
+    arguments.long.prepare()?;
     let mut done = Vec::new();
     for job in &jobs {
         done.push(run_ring(job, filter));

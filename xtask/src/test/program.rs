@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cinderblock_lab::cargo;
+use cinderblock_lab::driver::{FROM, Other};
 use cinderblock_lab::libtest::{self, Counts, Ended, Report};
 use cinderblock_lab::long;
 use clap::Args;
@@ -37,7 +38,7 @@ pub(crate) struct Program {
 }
 
 /// What tests are told that go on for as long as they are told.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub(crate) struct Long {
     /// How long tests go on that can, those with `faults` or `scale` in their names: 90s, 30m, 2h
     #[arg(long = "for", value_name = "TIME", value_parser = duration)]
@@ -45,9 +46,18 @@ pub(crate) struct Long {
     /// The seed of random tests, to repeat a run
     #[arg(long)]
     seed: Option<u64>,
+    /// A commit: tests with `upgrade` in their names go down to its driver and up again
+    #[arg(long, value_name = "COMMIT")]
+    from: Option<String>,
 }
 
 impl Long {
+    /// Builds what a test is not to be blamed for waiting for.
+    pub(crate) fn prepare(&self) -> Result<()> {
+        let Some(commit) = &self.from else { return Ok(()) };
+        Other::at(commit)?.program().map(drop)
+    }
+
     fn silence(&self) -> Duration {
         SILENCE + self.time.unwrap_or_default()
     }
@@ -55,7 +65,8 @@ impl Long {
     fn env(&self) -> impl Iterator<Item = (&'static str, String)> {
         let time = self.time.map(|time| (long::TIME, time.as_secs().to_string()));
         let seed = self.seed.map(|seed| (long::SEED, seed.to_string()));
-        [time, seed].into_iter().flatten()
+        let from = self.from.clone().map(|from| (FROM, from));
+        [time, seed, from].into_iter().flatten()
     }
 }
 

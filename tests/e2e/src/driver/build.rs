@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::{cargo, say};
+use crate::cargo::{self, Artifact};
+use crate::say;
 
 /// How the driver is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,11 +33,19 @@ impl Profile {
 /// There is no cargo, or the build fails.
 pub fn program(profile: Profile) -> Result<PathBuf> {
     say("building cinderblock");
-    let mut words = vec!["build", "--package", "cinderblock", "--bin", "cinderblock"];
+    let mut words = WORDS.to_vec();
     if profile == Profile::Release {
         words.push("--release");
     }
-    cargo::build(&words)?
+    driver_of(cargo::build(&words)?)
+}
+
+/// How cargo is told to build it.
+pub(super) const WORDS: [&str; 5] = ["build", "--package", "cinderblock", "--bin", "cinderblock"];
+
+/// The driver's program among what cargo built.
+pub(super) fn driver_of(built: Vec<Artifact>) -> Result<PathBuf> {
+    built
         .into_iter()
         .find(|it| it.target == "cinderblock" && it.kind == "bin")
         .map(|it| it.executable)

@@ -6,6 +6,7 @@ mod csi;
 mod http;
 mod lvm_count;
 mod machine;
+mod other;
 mod standalone;
 mod switch;
 
@@ -14,5 +15,6 @@ pub use class::{Access, Class, Source};
 pub use csi::{Csi, is_open, pb};
 pub use lvm_count::{LvmCount, Programs};
 pub use machine::{Kernel, Machine, backend, disk};
+pub use other::{FROM, Other};
 pub use standalone::{SOCKET, Standalone};
 pub use switch::Power;

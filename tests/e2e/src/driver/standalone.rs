@@ -44,7 +44,7 @@ const TAIL: usize = 40;
 pub struct Standalone {
     node: Node,
     folder: PathBuf,
-    program: PathBuf,
+    program: Mutex<PathBuf>,
     log_filter: String,
     running: Mutex<Option<Spawned>>,
 }
@@ -60,7 +60,7 @@ impl Standalone {
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         let driver = Self {
             node: node.clone(),
-            program: place(program, &folder)?,
+            program: Mutex::new(place(program, &folder)?),
             folder,
             log_filter: "info,cinderblock=debug".to_owned(),
             running: Mutex::default(),
@@ -68,6 +68,21 @@ impl Standalone {
         driver.configure(backends)?;
         remove(&driver.log())?;
         Ok(driver)
+    }
+
+    /// Takes another build of the driver from its next start on.
+    ///
+    /// # Errors
+    /// It cannot be copied to where the VM sees it.
+    pub fn replace(&self, program: &Path) -> Result<()> {
+        let placed = place(program, &self.folder)?;
+        *self.program.lock().unwrap_or_else(PoisonError::into_inner) = placed;
+        Ok(())
+    }
+
+    fn program(&self) -> String {
+        let program = self.program.lock().unwrap_or_else(PoisonError::into_inner);
+        program.display().to_string()
     }
 
     /// Another log filter than `info,cinderblock=debug`.
@@ -132,7 +147,7 @@ impl Standalone {
                 "env",
                 "MALLOC_ARENA_MAX=1",
                 "MALLOC_TRIM_THRESHOLD_=131072",
-                &text(&self.program),
+                &self.program(),
                 "standalone",
                 "--node-name",
                 self.node.name(),
@@ -232,7 +247,7 @@ impl Standalone {
     /// # Errors
     /// It fails; the message has what it wrote to stderr.
     pub fn ask(&self, words: &[&str]) -> Result<String> {
-        let program = self.program.display().to_string();
+        let program = self.program();
         let line = std::iter::once(program.as_str()).chain(words.iter().copied());
         self.node.exec(line).timeout(ANSWER_TIMEOUT).text()
     }

@@ -9,7 +9,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use rustix::process::geteuid;
 
-use crate::driver::{self, Profile};
+use crate::cargo;
+use crate::driver::{self, Other, Profile};
 use crate::oci::{self, Layer};
 use crate::{programs, say};
 
@@ -60,18 +61,29 @@ impl Recipe {
 /// Not root while the base is not in the cache, no mmdebstrap, no way to Debian's packages, or the
 /// driver does not build or does not run on the base.
 pub fn build(recipe: &Recipe) -> Result<Image> {
+    pack(recipe, &driver::program(recipe.profile)?, recipe.profile.name())
+}
+
+/// As [`build`], of another version, for tests and under the same name.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_other(other: &Other) -> Result<Image> {
+    let label = format!("other-{}", other.commit());
+    pack(&Recipe::new(Profile::Dev), &other.program()?, &label)
+}
+
+/// The image with this program; `label` is in its files' names.
+fn pack(recipe: &Recipe, program: &Path, label: &str) -> Result<Image> {
     let start = Instant::now();
-    let program = driver::program(recipe.profile)?;
-    // <target>/<profile>/cinderblock
-    let target = program.ancestors().nth(2).context("cargo's target folder has no name")?;
-    let folder = target.join("image");
+    let folder = cargo::target_folder()?.join("image");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let base = base::ensure(&folder, &recipe.debian, recipe.fresh_base)?;
-    let stripped = folder.join(format!("cinderblock-{}", recipe.profile.name()));
-    programs::run("strip", &["--strip-debug", "-o", &text(&stripped), &text(&program)], "")
+    let stripped = folder.join(format!("cinderblock-{label}"));
+    programs::run("strip", &["--strip-debug", "-o", &text(&stripped), &text(program)], "")
         .context("taking debug information out of the driver (strip is in Debian's binutils)")?;
     base::prove(&base, &stripped)?;
-    let archive = folder.join(format!("cinderblock-{}.tar", recipe.profile.name()));
+    let archive = folder.join(format!("cinderblock-{label}.tar"));
     let written = image(&base, &stripped, recipe.profile)?.write(&archive)?;
     let size = archive.metadata().map_or(0, |data| data.len()) >> 20;
     say(&format!(

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cinderblock_lab::Cluster;
+use cinderblock_lab::driver::Other;
 use cinderblock_lab::long::{figure, time};
 use serde_json::json;
 
@@ -128,11 +129,20 @@ fn under_load(test: &Test<'_>, what: &str, act: impl FnOnce() -> Result<()>) -> 
     writers.check(what)
 }
 
-/// All controllers and agents are replaced, twice: to other settings, and back.
+/// All controllers and agents are replaced, twice: to the other version that is told, or else to other settings, and
+/// back.
 pub(crate) fn rolling_upgrade(cluster: &Cluster) -> Result<()> {
     let test = Test::new(cluster, "upgrade")?;
-    under_load(&test, "rolling upgrade", || {
-        objects::install_with(cluster, &json!({ "log": { "format": "json" } }))?;
+    let other = Other::told()?;
+    let what = other.as_ref().map_or_else(
+        || "rolling upgrade".to_owned(),
+        |other| format!("down to {} and up again", other.commit()),
+    );
+    under_load(&test, &what, || {
+        match &other {
+            Some(other) => objects::install_other(cluster, other)?,
+            None => objects::install_with(cluster, &json!({ "log": { "format": "json" } }))?,
+        }
         objects::install(cluster)
     })?;
     test.finish()

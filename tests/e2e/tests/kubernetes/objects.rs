@@ -1,6 +1,7 @@
 //! Kubernetes objects that the tests make, and the driver's installation. Nothing waits here but the installation.
 
 use anyhow::Result;
+use cinderblock_lab::driver::Other;
 use cinderblock_lab::images::{BUSYBOX, IDLE};
 use cinderblock_lab::install::{self, DRIVER};
 use cinderblock_lab::{Cluster, driver};
@@ -26,6 +27,15 @@ pub(crate) fn install(cluster: &Cluster) -> Result<()> {
 
 /// As [`install`], with these values besides.
 pub(crate) fn install_with(cluster: &Cluster, more: &Value) -> Result<()> {
+    install::install(cluster, &values(more))
+}
+
+/// As [`install`], of another version.
+pub(crate) fn install_other(cluster: &Cluster, other: &Other) -> Result<()> {
+    install::install_other(cluster, other, &values(&json!({})))
+}
+
+fn values(more: &Value) -> Value {
     let mut values = json!({
         "backends": [
             {
@@ -50,7 +60,7 @@ pub(crate) fn install_with(cluster: &Cluster, more: &Value) -> Result<()> {
         "sidecars": { "provisioner": { "capacityPollInterval": "15s" } },
     });
     install::merge(&mut values, more);
-    install::install(cluster, &values)
+    values
 }
 
 /// When a claim becomes a volume.

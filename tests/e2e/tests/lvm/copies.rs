@@ -3,12 +3,12 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use cinderblock_lab::driver::{Access, Class, Csi, Machine, Source, backend, disk};
 use tonic::{Code, Status};
 
 use crate::support::{
-    BACKEND, GIB, MIB, THICK, THICK_BLOCK, THIN, VG, Vol, bare, code, expect_nothing_left,
+    BACKEND, GIB, MIB, THICK, THICK_BLOCK, THIN, VG, Vol, bare, code, copied, expect_nothing_left,
     filesystem, fill, lvs, on_disk, pooled, power_cut, started, sum,
 };
 
@@ -17,21 +17,6 @@ const PATIENCE: Duration = Duration::from_mins(4);
 /// Takes a snapshot with this room.
 fn snapshot(csi: &Csi, name: &str, of: &Vol, cow_size: &str) -> Result<String, Status> {
     csi.snapshot_with(name, &of.id, &[("cowSize", cow_size)]).map(|taken| taken.snapshot_id)
-}
-
-/// A volume from a source, as soon as it is complete.
-fn copied(csi: &Csi, class: Class, name: &str, bytes: u64, from: Source<'_>) -> Result<Vol> {
-    let end = std::time::Instant::now() + PATIENCE;
-    loop {
-        match Vol::from(csi, class, name, bytes, from) {
-            Err(status)
-                if status.code() == Code::Unavailable && std::time::Instant::now() < end =>
-            {
-                sleep(Duration::from_millis(300));
-            }
-            made => return made.with_context(|| name.to_owned()),
-        }
-    }
 }
 
 fn uuid(machine: &Machine, v: &Vol) -> Result<String> {

@@ -33,4 +33,5 @@ mod raid;
 mod raid_pool;
 mod scale;
 mod support;
+mod upgrade;
 mod wiping;

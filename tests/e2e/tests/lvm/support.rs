@@ -12,6 +12,9 @@ use tonic::{Code, Status};
 pub(crate) const GIB: u64 = 1 << 30;
 pub(crate) const MIB: u64 = 1 << 20;
 
+/// For a copy of a GiB at the most, on a busy machine.
+const COPIED: Duration = Duration::from_mins(4);
+
 /// The backend of most tests, and its VG.
 pub(crate) const BACKEND: &str = "fast";
 pub(crate) const VG: &str = "vg0";
@@ -247,6 +250,25 @@ impl Vol {
         match self.access {
             Access::Block => self.pod.display().to_string(),
             Access::Filesystem(_) => self.pod.join(name).display().to_string(),
+        }
+    }
+}
+
+/// A volume from a source, as soon as it is complete.
+pub(crate) fn copied(
+    csi: &Csi,
+    class: Class,
+    name: &str,
+    bytes: u64,
+    from: Source<'_>,
+) -> Result<Vol> {
+    let start = Instant::now();
+    loop {
+        match Vol::from(csi, class, name, bytes, from) {
+            Err(status) if status.code() == Code::Unavailable && start.elapsed() < COPIED => {
+                sleep(Duration::from_millis(300));
+            }
+            made => return made.with_context(|| name.to_owned()),
         }
     }
 }
