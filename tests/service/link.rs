@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::hostile::connects_at_once;
 use crate::support::{CONFIG, Node, thin};
 
 /// Takes tokens of the form `node:NAME`, and cannot tell of one.
@@ -342,10 +343,8 @@ async fn silent_and_noisy_peers_delay_nobody() {
         }
         peers.push(peer);
     }
-    let dialling = Dialling::start(door.address.port(), "node:n1", &door.authority).await;
-    let connected = tokio::time::timeout(Duration::from_secs(5), door.wait(1)).await;
-    assert!(connected.is_ok());
-    drop((peers, dialling));
+    assert!(connects_at_once(&door).await);
+    drop(peers);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -313,3 +313,16 @@ pub fn as_thick(mut request: CreateVolume) -> CreateVolume {
 pub fn cloned(name: &str, volume: &Handle) -> CreateVolume {
     CreateVolume { source: Some(ContentSource::Volume(volume.clone())), ..thin(name) }
 }
+
+/// Does something up to three times, with the number of the attempt from 1 on, and says whether it took less than
+/// this once: a machine that stalls makes one attempt slow, waiting for something makes all of them slow.
+pub async fn is_quick(limit: std::time::Duration, mut attempt: impl AsyncFnMut(usize)) -> bool {
+    for n in 1..=3 {
+        let begun = std::time::Instant::now();
+        attempt(n).await;
+        if begun.elapsed() < limit {
+            return true;
+        }
+    }
+    false
+}

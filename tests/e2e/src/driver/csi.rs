@@ -24,8 +24,8 @@ use crate::netns::NetNs;
 /// The messages of CSI.
 pub use cinderblock_proto::csi::v1 as pb;
 
-/// For a connection; nobody listens for a moment when the driver starts.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a connection, on a machine that stalls; where nobody listens it is refused at once.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// For a call; what makes a filesystem takes some seconds in a VM.
 const CALL_TIMEOUT: Duration = Duration::from_mins(2);

@@ -231,7 +231,9 @@ impl Standalone {
     /// # Errors
     /// It gives no answer.
     pub fn metrics(&self) -> Result<String> {
-        Ok(http::get(&self.node, HTTP_PORT, "/metrics")?.body)
+        let ask = || http::get(&self.node, HTTP_PORT, "/metrics");
+        // A machine that stalls gives no answer for once.
+        Ok(ask().or_else(|_| ask())?.body)
     }
 
     /// A client of its socket. After a boot of the VM take a new one.
@@ -262,7 +264,11 @@ impl Standalone {
     #[must_use]
     pub fn is_running(&self) -> bool {
         let spawned = self.running().clone();
-        spawned.is_some_and(|it| it.state().is_ok_and(|state| state == ProcessState::Running))
+        let is_running = |it: Spawned| {
+            // A machine that stalls gives no answer for once.
+            it.state().or_else(|_| it.state()).is_ok_and(|state| state == ProcessState::Running)
+        };
+        spawned.is_some_and(is_running)
     }
 
     /// Kills it with SIGKILL. What it has started goes on.
