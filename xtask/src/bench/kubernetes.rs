@@ -1,25 +1,26 @@
 //! Claims on a Kubernetes of one node: how long until they are bound, and what that costs in LVM processes, API writes and memory.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use cinderblock_lab::driver::{LvmCount, Profile};
 use cinderblock_lab::driver_image::{self, Recipe};
 use cinderblock_lab::install::{self, BACKEND, NAMESPACE};
 use cinderblock_lab::{Cluster, Node, Object, Options};
 use serde_json::{Map, Value, json};
 
+use super::pods;
 use super::samples::{Samples, milliseconds};
+use super::spent::{self, Spent};
+use super::watch::Watch;
 
 const NAME: &str = "bench";
 const CLASS: &str = "bench";
 /// Claims one by one, and claims at once.
 const ONE_BY_ONE: usize = 10;
 const AT_ONCE: usize = 30;
+/// As many of the claims get a pod.
+const PODS: usize = 5;
 /// For all that is waited for at once.
 const PATIENCE: Duration = Duration::from_mins(5);
 
@@ -44,30 +45,33 @@ fn on(cluster: &Cluster, figures: &mut Map<String, Value>) -> Result<()> {
     let node = cluster.lab().node("node1")?;
     let count = LvmCount::start(&node)?;
     let before = writes(cluster)?;
+    let spent = Spent::read(cluster)?;
 
     println!("bench: {ONE_BY_ONE} claims, one by one");
-    let mut watch = Watch::start(cluster)?;
+    let mut watch = Watch::start(cluster, "pvc")?;
     let mut single = Samples::default();
     let (done, one_by_one_lvm) = count.lvm_during(|| -> Result<()> {
         for number in 0..ONE_BY_ONE {
             let name = format!("single-{number}");
             cluster.apply(&claim(&name).to_string())?;
-            single.add(watch.bound(&[name])?.0);
+            single.add(watch.until("Bound", &[name])?.0);
         }
         Ok(())
     })?;
     done?;
+    let of_a_claim = Spent::read(cluster)?.since(&spent, ONE_BY_ONE);
     println!("bench: {AT_ONCE} claims at once");
     let names: Vec<_> = (0..AT_ONCE).map(|number| format!("many-{number}")).collect();
     let all: Vec<_> = names.iter().map(|name| claim(name).to_string()).collect();
     let (done, at_once_lvm) = count.lvm_during(|| -> Result<(Duration, Samples)> {
         cluster.apply(&all.join("\n---\n"))?;
-        watch.bound(&names)
+        watch.until("Bound", &names)
     })?;
     let (last, each) = done?;
     let claims = ONE_BY_ONE + AT_ONCE;
     let bound = json!({
         "one_by_one": single.told(),
+        "of_it_by_us": of_a_claim,
         "at_once": { "each": each.told(), "all_of_them": milliseconds(last) },
     });
     figures.insert("pvc_to_bound_ms".to_owned(), bound);
@@ -78,6 +82,7 @@ fn on(cluster: &Cluster, figures: &mut Map<String, Value>) -> Result<()> {
         "controller": memory(&node, "controller")?,
     });
     figures.insert("memory_rss_mib".to_owned(), memory);
+    figures.insert("pod_to_running_ms".to_owned(), pods::measure(cluster, &names[..PODS])?);
     delete(cluster)?;
     let after = writes(cluster)?;
     figures.insert("api_writes_per_volume".to_owned(), ratio(after.saturating_sub(before), claims));
@@ -117,72 +122,10 @@ fn delete(cluster: &Cluster) -> Result<()> {
     cluster.wait_for(&Object::new("pv", ""), "gone", PATIENCE, none).map(drop)
 }
 
-/// The phases of claims, as the API server tells them while they change.
-struct Watch {
-    kubectl: Child,
-    lines: Receiver<(Instant, String)>,
-    /// When each claim was first seen.
-    seen: BTreeMap<String, Instant>,
-}
-
-impl Watch {
-    fn start(cluster: &Cluster) -> Result<Self> {
-        let columns = "-o=custom-columns=N:.metadata.name,P:.status.phase";
-        let mut command = cluster.command("kubectl");
-        command.args(["get", "pvc", "--watch", "--no-headers", columns]).stdout(Stdio::piped());
-        let mut kubectl = cluster.spawn(&mut command)?;
-        let output = kubectl.stdout.take().context("kubectl has no stdout")?;
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send((Instant::now(), line)).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Self { kubectl, lines, seen: BTreeMap::new() })
-    }
-
-    /// Waits until all of these claims are bound: the time from the first that was seen to the last
-    /// that was bound, and that of each.
-    fn bound(&mut self, names: &[String]) -> Result<(Duration, Samples)> {
-        let mut each = BTreeMap::new();
-        while each.len() < names.len() {
-            let Ok((now, line)) = self.lines.recv_timeout(PATIENCE) else {
-                bail!("of {} claims {} are bound, and nothing happens", names.len(), each.len());
-            };
-            let mut words = line.split_whitespace();
-            let (Some(name), Some(phase)) = (words.next(), words.next()) else { continue };
-            let first = *self.seen.entry(name.to_owned()).or_insert(now);
-            if phase == "Bound" && names.iter().any(|it| it == name) {
-                each.entry(name.to_owned()).or_insert((first, now));
-            }
-        }
-        let first = each.values().map(|(first, _)| *first).min().context("no claim")?;
-        let last = each.values().map(|(_, last)| *last).max().context("no claim")?;
-        let times = each.values().map(|(first, last)| last.duration_since(*first)).collect();
-        Ok((last.duration_since(first), times))
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        // It runs until it is told.
-        drop(self.kubectl.kill());
-        drop(self.kubectl.wait());
-    }
-}
-
 /// Requests of the driver to the API server that change something, by its own count.
 fn writes(cluster: &Cluster) -> Result<usize> {
-    let label = "app.kubernetes.io/component=controller";
-    let pods = cluster.get_json(&["pods", "--namespace", NAMESPACE, "-l", label])?;
     let mut count = 0_usize;
-    for pod in pods["items"].as_array().context("no list of pods")? {
-        let name = pod["metadata"]["name"].as_str().context("a pod has no name")?;
-        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}:9808/proxy/metrics");
-        let text = cluster.kubectl_text(&["get", "--raw", &path])?;
-        ensure!(text.contains("cinderblock_nodes_connected"), "{name} tells no metrics");
+    for text in spent::metrics(cluster, "controller")? {
         for line in
             text.lines().filter(|it| it.starts_with("cinderblock_kubernetes_requests_total"))
         {

@@ -2,8 +2,11 @@
 
 mod copies;
 mod kubernetes;
+mod pods;
 mod samples;
+mod spent;
 mod standalone;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
