@@ -123,7 +123,7 @@ impl NetNs {
     pub fn down(&self) -> Result<()> {
         for process in self.processes() {
             process.kill()?;
-            if !process.wait_gone(Duration::from_secs(10)) {
+            if !process.wait_gone(Duration::from_mins(1)) {
                 bail!("process {} in the namespace {} survives SIGKILL", process.pid, self.name);
             }
         }

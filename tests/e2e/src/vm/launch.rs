@@ -74,7 +74,7 @@ pub(super) fn end_strays(folder: &Path, net: &NetNs) -> Result<()> {
         if line.split(|byte| *byte == 0).any(|word| word == init.as_encoded_bytes()) {
             process.kill()?;
             ensure!(
-                process.wait_gone(Duration::from_secs(10)),
+                process.wait_gone(Duration::from_mins(1)),
                 "process {}, a VM on the disks in {}, survives SIGKILL",
                 process.pid,
                 folder.display()

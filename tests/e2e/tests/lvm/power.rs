@@ -84,7 +84,7 @@ fn a_volume_whose_mkfs_was_cut_is_formatted_after_all() -> Result<()> {
 /// Stages a new volume and stops its mkfs after it has begun to write. Nobody waits for the call.
 fn caught_in_the_middle(machine: &Machine, fs: &str, v: &Vol) -> Result<()> {
     machine.sh(&trap(fs, &v.device()))?;
-    let hasty = v.csi.clone().with_timeout(Duration::from_secs(1));
+    let hasty = v.csi.clone().with_timeout(Duration::from_secs(5));
     let staged = Vol { csi: hasty, ..v.clone() }.stage();
     ensure!(staged.is_err(), "{fs}: staged, though its mkfs was caught");
     let caught = machine

@@ -35,6 +35,8 @@ struct Database {
     uuid: String,
     /// The last record of this round, or ever on a device, that is known to be durable.
     acknowledged: AtomicU64,
+    /// Of these, on a device, what earlier rounds have judged.
+    judged: u64,
     /// The checksum of what was written in earlier rounds.
     earlier: String,
 }
@@ -58,7 +60,7 @@ impl Database {
         )
     }
 
-    /// Whether every record is there that was said to be durable.
+    /// Whether every record is there that was said to be durable. How many of this round there were.
     fn judge(&mut self, machine: &Machine, round: u64) -> Result<u64> {
         let (file, last) = (self.v.file("log"), self.acknowledged.load(Ordering::SeqCst));
         if self.is_a_device() {
@@ -71,7 +73,9 @@ impl Database {
             let most: u64 =
                 most.trim().parse().with_context(|| format!("{}: {most}", self.v.id))?;
             self.acknowledged.store(most, Ordering::SeqCst);
-            return Ok(last);
+            let new = last.saturating_sub(self.judged);
+            self.judged = most;
+            return Ok(new);
         }
         let good = format!(
             "awk '$1 != NR && NR <= {last} {{ bad = NR }} END {{ if (bad || NR < {last}) print \"{last} acknowledged, \" NR \" there, wrong: \" bad }}' {file}-{round}"
@@ -233,7 +237,7 @@ fn databases(machine: &Machine, csi: &Csi) -> Result<Vec<Database>> {
         let v = Vol::create(csi, class, name, 320 * MIB)?;
         v.attach()?;
         let (uuid, earlier) = (uuid(machine, &v)?, machine.sh(&checksum("/none", 0))?);
-        Ok(Database { v, uuid, acknowledged: AtomicU64::new(0), earlier })
+        Ok(Database { v, uuid, acknowledged: AtomicU64::new(0), judged: 0, earlier })
     });
     made.into_iter().collect()
 }
