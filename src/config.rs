@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::lvm::layout::ThickLayout;
-use crate::names::{BackendName, LvName, VgName};
+use crate::names::{BackendName, LvName, NodeName, VgName};
 use crate::units::{Bytes, parse_quantity};
 use file::File;
 
@@ -33,6 +33,8 @@ pub struct Backend {
     pub volume_group: VgName,
     /// The disks to make the VG of when it does not exist. Empty: it must exist.
     pub create_from: Vec<PathBuf>,
+    /// The same on nodes that have a list of their own, instead of it.
+    pub create_from_on: BTreeMap<NodeName, Vec<PathBuf>>,
     /// Its thin pool.
     pub thin_pool: Option<ThinPool>,
     /// Room in the VG that is never given out.
@@ -139,6 +141,17 @@ impl Config {
         Ok(Self { backends })
     }
 
+    /// As it is on this node, whose disks may have a list of their own.
+    #[must_use]
+    pub fn on_node(mut self, node: &NodeName) -> Self {
+        for backend in self.backends.values_mut() {
+            if let Some(own) = backend.create_from_on.get(node) {
+                backend.create_from.clone_from(own);
+            }
+        }
+        self
+    }
+
     /// All backends.
     pub fn backends(&self) -> impl Iterator<Item = &Backend> {
         self.backends.values()
@@ -225,6 +238,22 @@ backends:
     }
 
     #[test]
+    fn a_node_has_its_own_disks() {
+        let text =
+            "backends: [{name: a, volumeGroup: vg0, create: true, devices: [/dev/disk/by-id/x],
+            nodeDevices: {n1: [/dev/disk/by-id/y, /dev/disk/by-id/z]}}]";
+        let disks = |text: &str, node| {
+            let config = Config::parse(text).unwrap().on_node(&NodeName::parse(node).unwrap());
+            let disks = config.backend(None).unwrap().create_from.clone();
+            disks.into_iter().map(|disk| disk.display().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(disks(text, "n1"), ["/dev/disk/by-id/y", "/dev/disk/by-id/z"]);
+        assert_eq!(disks(text, "n2"), ["/dev/disk/by-id/x"]);
+        let none = text.replace("devices: [/dev/disk/by-id/x],", "");
+        assert_eq!(disks(&none, "n2"), [""; 0]);
+    }
+
+    #[test]
     fn an_only_backend_need_not_be_named() {
         let config =
             Config::parse("backends: [{name: a, volumeGroup: vg0, thinPool: {}}]").unwrap();
@@ -248,6 +277,13 @@ backends:
             (
                 "volumeGroup: vg0, create: true, devices: [/dev/disk/by-id/x, /dev/disk/by-id/x]",
                 "twice",
+            ),
+            ("volumeGroup: vg0, nodeDevices: {n1: [/dev/disk/by-id/x]}", "create is not true"),
+            ("volumeGroup: vg0, create: true, nodeDevices: {n1: []}", "nodeDevices.n1"),
+            ("volumeGroup: vg0, create: true, nodeDevices: {n1: [/dev/sdb]}", "nodeDevices.n1"),
+            (
+                "volumeGroup: vg0, create: true, nodeDevices: {N 1: [/dev/disk/by-id/x]}",
+                "nodeDevices",
             ),
             ("volumeGroup: vg0, reserve: 101%", "reserve"),
             ("volumeGroup: vg0, reserve: some", "reserve"),

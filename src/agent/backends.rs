@@ -126,7 +126,7 @@ impl<H: Host> Agent<H> {
             }
             (Found::None, None) => BackendState::Unknown("it is still being set up".to_owned()),
             (Found::None, Some(Ok(()))) => BackendState::Unusable(format!(
-                "volume group {} does not exist on this node: make it with vgcreate, or list its disks under devices with create: true",
+                "volume group {} does not exist on this node: make it with vgcreate, or list its disks under devices or nodeDevices with create: true",
                 backend.volume_group
             )),
             (Found::One(vg), outcome) => {

@@ -9,7 +9,7 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 
 use super::{Autogrow, Backend, Share, ThinPool, WIPE_RATE_DEFAULT};
 use crate::domain::pool_layout;
-use crate::names::{BackendName, LvName, VgName};
+use crate::names::{BackendName, LvName, NodeName, VgName};
 use crate::units::{Bytes, parse_quantity};
 
 /// Thin volumes may be promised this many times the pool's room, at the most.
@@ -32,6 +32,8 @@ pub(super) struct RawBackend {
     create: bool,
     #[serde(default)]
     devices: Vec<PathBuf>,
+    #[serde(default)]
+    node_devices: BTreeMap<String, Vec<PathBuf>>,
     thin_pool: Option<RawPool>,
     reserve: Option<Scalar>,
     wipe_rate: Option<Scalar>,
@@ -94,17 +96,18 @@ impl RawBackend {
         let name = BackendName::parse(&self.name).map_err(|e| format!("name {e}"))?;
         let volume_group =
             VgName::parse(&self.volume_group).map_err(|e| format!("volumeGroup {e}"))?;
-        if self.create && self.devices.is_empty() {
+        let create_from_on = own_lists(&self.node_devices)?;
+        let listed = !self.devices.is_empty() || !create_from_on.is_empty();
+        if self.create && !listed {
             return Err(
-                "create: true needs devices, the disks to make the volume group of".to_owned()
+                "create: true needs devices or nodeDevices, the disks to make the volume group of"
+                    .to_owned(),
             );
         }
-        if !self.create && !self.devices.is_empty() {
+        if !self.create && listed {
             return Err("devices are listed, but create is not true".to_owned());
         }
-        for (i, device) in self.devices.iter().enumerate() {
-            check_device(device, self.devices.get(..i).unwrap_or_default())?;
-        }
+        check_devices("devices", &self.devices)?;
         let reserve = match self.reserve {
             Some(Scalar(text)) => Share::parse(&text).map_err(|e| format!("reserve {e}"))?,
             None => Share::Percent(5),
@@ -115,6 +118,7 @@ impl RawBackend {
             name,
             volume_group,
             create_from: self.devices,
+            create_from_on,
             thin_pool: self.thin_pool.map(RawPool::check).transpose()?,
             reserve,
             wipe_rate,
@@ -132,20 +136,46 @@ fn rate(key: &str, value: Option<Scalar>) -> Result<Option<Bytes>, String> {
     rate.map(Some).ok_or_else(wrong)
 }
 
+/// The disks of the nodes that have a list of their own.
+fn own_lists(
+    lists: &BTreeMap<String, Vec<PathBuf>>,
+) -> Result<BTreeMap<NodeName, Vec<PathBuf>>, String> {
+    let checked = lists.iter().map(|(node, devices)| {
+        let name = NodeName::parse(node).map_err(|e| format!("nodeDevices: a node {e}"))?;
+        let key = format!("nodeDevices.{node}");
+        if devices.is_empty() {
+            return Err(format!(
+                "{key} lists no disk: leave it out, or let nodes say which nodes have the backend"
+            ));
+        }
+        check_devices(&key, devices)?;
+        Ok((name, devices.clone()))
+    });
+    checked.collect()
+}
+
+fn check_devices(key: &str, devices: &[PathBuf]) -> Result<(), String> {
+    for (i, device) in devices.iter().enumerate() {
+        check_device(device, devices.get(..i).unwrap_or_default())
+            .map_err(|why| format!("{key}: {why}"))?;
+    }
+    Ok(())
+}
+
 /// A name like /dev/sdb is given to another disk at the next boot.
 fn check_device(device: &PathBuf, earlier: &[PathBuf]) -> Result<(), String> {
     let text = device.to_string_lossy();
     let plain = device.components().all(|c| !matches!(c, std::path::Component::ParentDir));
     if !text.starts_with("/dev/") || !plain || text.contains([',', '\n']) {
-        return Err(format!("devices: {text:?} is not the path of a device under /dev"));
+        return Err(format!("{text:?} is not the path of a device under /dev"));
     }
     if !(text.starts_with("/dev/disk/by-") || text.starts_with("/dev/mapper/")) {
         return Err(format!(
-            "devices: {text:?} may be another disk after a reboot: use its link under /dev/disk/by-id/ or /dev/disk/by-path/"
+            "{text:?} may be another disk after a reboot: use its link under /dev/disk/by-id/ or /dev/disk/by-path/"
         ));
     }
     if earlier.contains(device) {
-        return Err(format!("devices: {text:?} is listed twice"));
+        return Err(format!("{text:?} is listed twice"));
     }
     Ok(())
 }

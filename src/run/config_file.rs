@@ -10,15 +10,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::names::NodeName;
 
 /// How often the file is read. The kubelet replaces a ConfigMap's files about once a minute.
 const READ_EVERY: Duration = Duration::from_secs(5);
 
-/// Reads the file, and keeps reading it until `stop`.
-pub(super) fn follow(path: &Path, stop: CancellationToken) -> Result<watch::Receiver<Arc<Config>>> {
-    let (mut text, config) = read(path)?;
+/// Reads the file, and keeps reading it until `stop`; on a node, as it is there.
+pub(super) fn follow(
+    path: &Path,
+    node: Option<&NodeName>,
+    stop: CancellationToken,
+) -> Result<watch::Receiver<Arc<Config>>> {
+    let (mut text, config) = read(path, node)?;
     let (sender, receiver) = watch::channel(Arc::new(config));
-    let path = path.to_owned();
+    let (path, node) = (path.to_owned(), node.cloned());
     tokio::spawn(async move {
         while stop.run_until_cancelled(tokio::time::sleep(READ_EVERY)).await.is_some() {
             let Ok(now) = tokio::fs::read_to_string(&path).await else { continue };
@@ -26,14 +31,14 @@ pub(super) fn follow(path: &Path, stop: CancellationToken) -> Result<watch::Rece
                 continue;
             }
             text = now;
-            apply(&path, &text, &sender);
+            apply(&path, &text, node.as_ref(), &sender);
         }
     });
     Ok(receiver)
 }
 
-fn apply(path: &Path, text: &str, sender: &watch::Sender<Arc<Config>>) {
-    match Config::parse(text) {
+fn apply(path: &Path, text: &str, node: Option<&NodeName>, sender: &watch::Sender<Arc<Config>>) {
+    match parse(text, node) {
         Ok(config) => {
             tracing::info!(file = %path.display(), "the backends' configuration changed");
             sender.send_replace(Arc::new(config));
@@ -46,12 +51,20 @@ fn apply(path: &Path, text: &str, sender: &watch::Sender<Arc<Config>>) {
     }
 }
 
-fn read(path: &Path) -> Result<(String, Config)> {
+fn parse(text: &str, node: Option<&NodeName>) -> Result<Config> {
+    let config = Config::parse(text)?;
+    Ok(match node {
+        Some(node) => config.on_node(node),
+        None => config,
+    })
+}
+
+fn read(path: &Path, node: Option<&NodeName>) -> Result<(String, Config)> {
     let text = std::fs::read_to_string(path).map_err(|e| {
         Error::invalid(format!("cannot read the backends' configuration {}", path.display()))
             .because(e)
     })?;
-    let config = Config::parse(&text)?;
+    let config = parse(&text, node)?;
     Ok((text, config))
 }
 
@@ -63,10 +76,13 @@ mod tests {
     fn a_wrong_change_changes_nothing() {
         let (sender, receiver) = watch::channel(Arc::new(Config::default()));
         let path = Path::new("x");
-        apply(path, "backends: [{name: a, volumeGroup: vg0}]", &sender);
+        apply(path, "backends: [{name: a, volumeGroup: vg0}]", None, &sender);
         assert_eq!(receiver.borrow().backends().count(), 1);
-        apply(path, "backends: [{name: A}]", &sender);
+        apply(path, "backends: [{name: A}]", None, &sender);
         assert_eq!(receiver.borrow().backends().count(), 1);
-        assert!(follow(Path::new("/nonexistent"), CancellationToken::new()).is_err());
+        let own = "backends: [{name: a, volumeGroup: vg0, create: true, nodeDevices: {n1: [/dev/disk/by-id/x]}}]";
+        apply(path, own, Some(&NodeName::parse("n1").unwrap()), &sender);
+        assert_eq!(receiver.borrow().backend(None).unwrap().create_from.len(), 1);
+        assert!(follow(Path::new("/nonexistent"), None, CancellationToken::new()).is_err());
     }
 }

@@ -27,7 +27,7 @@ pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()>
     let Options { common, listen, namespace, node_service_account, certificate, .. } = options;
     let Common { driver_name, config, csi_endpoint, http_address, log: _, log_format: _ } = common;
     let metrics = Metrics::new(&driver_name);
-    let config = config_file::follow(&config, stop.clone())?;
+    let config = config_file::follow(&config, None, stop.clone())?;
     let api = Api::connect(metrics.api()).await?;
     let registry = Arc::new(Registry::default());
     let counted = Arc::clone(&registry);

@@ -27,15 +27,23 @@ pub(crate) fn install(cluster: &Cluster) -> Result<()> {
 
 /// As [`install`], with these values besides.
 pub(crate) fn install_with(cluster: &Cluster, more: &Value) -> Result<()> {
-    install::install(cluster, &values(more))
+    let disks = raid_disks();
+    // What one list for all nodes says as well.
+    let own = json!({ "nodeDevices": { "node1": disks, "node2": disks } });
+    install::install(cluster, &values(&own, more))
 }
 
 /// As [`install`], of another version.
 pub(crate) fn install_other(cluster: &Cluster, other: &Other) -> Result<()> {
-    install::install_other(cluster, other, &values(&json!({})))
+    let all = json!({ "devices": raid_disks() });
+    install::install_other(cluster, other, &values(&all, &json!({})))
 }
 
-fn values(more: &Value) -> Value {
+fn raid_disks() -> [String; 2] {
+    [driver::disk(2), driver::disk(3)]
+}
+
+fn values(raid_disks: &Value, more: &Value) -> Value {
     let mut values = json!({
         "backends": [
             {
@@ -49,7 +57,6 @@ fn values(more: &Value) -> Value {
                 "name": RAID,
                 "volumeGroup": RAID_VG,
                 "create": true,
-                "devices": [driver::disk(2), driver::disk(3)],
                 "thinPool": { "name": SMALL_POOL, "size": "256Mi", "overprovision": 2 },
             },
             { "name": MISSING_BACKEND, "volumeGroup": "no-such-vg" },
@@ -59,6 +66,7 @@ fn values(more: &Value) -> Value {
         "orphans": { "grace": "1m", "interval": "15s" },
         "sidecars": { "provisioner": { "capacityPollInterval": "15s" } },
     });
+    install::merge(&mut values["backends"][1], raid_disks);
     install::merge(&mut values, more);
     values
 }
