@@ -307,8 +307,15 @@ impl<H: Host> Agent<H> {
         })
         .await?
         .map_err(|e| {
-            Error::host(format!("cannot read volume {} ({})", lv.name, device.node.display()))
-                .because(e)
+            let what = format!("cannot read volume {} ({})", lv.name, device.node.display());
+            // A udev that is late takes the name of a device that was closed away from the one that bears it now.
+            if e.kind() == std::io::ErrorKind::NotFound {
+                return Error::unavailable(format!(
+                    "{what}, which has no node for a moment; try again"
+                ))
+                .because(e);
+            }
+            Error::host(what).because(e)
         })
     }
 
