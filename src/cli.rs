@@ -31,6 +31,9 @@ pub enum Mode {
     /// All CSI services in one process on one socket: this machine is the only node. For csi-sanity,
     /// for other orchestrators, and for a first look.
     Standalone(Standalone),
+    /// Beside `node`, in a container of its own: resumes what LVM or cryptsetup held when they were killed, where
+    /// the agent that would do so was killed with them and waits for it itself.
+    Watchdog(Watchdog),
     /// Lists volumes and snapshots that no object of the cluster knows, or removes those that are named.
     /// To be run in a controller's pod.
     Orphans(Orphans),
@@ -58,6 +61,14 @@ pub struct Common {
     #[arg(long, env = "CINDERBLOCK_HTTP_ADDRESS")]
     pub http_address: Option<SocketAddr>,
 
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented at the type")]
+    pub log: Log,
+}
+
+/// Options of the log.
+#[derive(Debug, Args)]
+pub struct Log {
     /// What to log: error, warn, info, debug, trace, or a filter as in `info,cinderblock=debug`.
     #[arg(long, env = "CINDERBLOCK_LOG", default_value = "info")]
     pub log: String,
@@ -219,6 +230,18 @@ pub struct Standalone {
     #[command(flatten)]
     #[allow(missing_docs, reason = "documented at the type")]
     pub disks: Disks,
+}
+
+/// Options of `watchdog`.
+#[derive(Debug, Args)]
+pub struct Watchdog {
+    /// Directory for its own files, not the agent's. Nothing in it is needed after a restart.
+    #[arg(long, env = "CINDERBLOCK_RUN_DIR", default_value = "/run/cinderblock-watchdog")]
+    pub run_dir: PathBuf,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "documented at the type")]
+    pub log: Log,
 }
 
 /// How log lines look.

@@ -12,7 +12,7 @@ use crate::domain::{
     BackendState, BackendStatus, ContentSource, Inventory, Provisioning, Snapshot, Unfinished,
     Volume, What,
 };
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Kind, Source};
@@ -79,6 +79,21 @@ impl<H: Host> Agent<H> {
             }
             self.publish();
         }
+    }
+
+    /// Resumes what LVM and cryptsetup held that were killed, and takes back what they left, as an agent does that
+    /// starts: where another LVM command is at work, or nothing is ours, nothing is done. To be called where no agent
+    /// does it.
+    ///
+    /// # Errors
+    /// When LVM gives no report.
+    pub async fn resume_held(&self) -> Result<()> {
+        self.resume_mappings().await;
+        self.0.store.scan().await?;
+        for vg in self.0.store.all() {
+            self.0.store.notice(&vg).await;
+        }
+        Ok(())
     }
 
     async fn first_scan(&self) {

@@ -10,6 +10,7 @@ use std::io;
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
 
 use super::luks;
+use crate::names::CRYPT_PREFIX;
 
 const CONTROL: &str = "/dev/mapper/control";
 
@@ -183,6 +184,27 @@ pub fn resume_crypt(prefix: &str) -> io::Result<Vec<(String, io::Result<()>)>> {
         }
     }
     Ok(resumed)
+}
+
+/// The names of LVM's devices, and of the decrypted ones of ours, that were in force and are suspended: whoever uses one waits.
+///
+/// # Errors
+/// As [`layers`].
+pub fn held() -> io::Result<Vec<String>> {
+    let control = control()?;
+    let mut held = Vec::new();
+    for name in list(&control)? {
+        // It may go away meanwhile.
+        let Some(answer) = look(&control, &name)? else { continue };
+        let uuid = text(answer.get(UUID..HEADER).unwrap_or_default());
+        let is_meant = uuid.starts_with("LVM-") || name.starts_with(CRYPT_PREFIX);
+        let is_held = flags(&answer)
+            .is_some_and(|flags| flags & FLAG_SUSPENDED != 0 && flags & FLAG_ACTIVE != 0);
+        if is_meant && is_held {
+            held.push(name);
+        }
+    }
+    Ok(held)
 }
 
 /// Drops the table of a device that was loaded and never put in force. Whether there was one.

@@ -25,7 +25,7 @@ use crate::tls::{self, Identity};
 
 pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     let Options { common, listen, namespace, node_service_account, certificate, .. } = options;
-    let Common { driver_name, config, csi_endpoint, http_address, log: _, log_format: _ } = common;
+    let Common { driver_name, config, csi_endpoint, http_address, log: _ } = common;
     let metrics = Metrics::new(&driver_name);
     let config = config_file::follow(&config, None, stop.clone())?;
     let api = Api::connect(metrics.api()).await?;

@@ -5,6 +5,7 @@ mod config_file;
 mod controller;
 mod node;
 pub mod standalone;
+mod watchdog;
 
 use std::fs::DirBuilder;
 use std::io::Write as _;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, IsReady};
 use crate::agent::{Agent, CopyTotals};
-use crate::cli::{Cli, Common, Mode, Orphans, Repair};
+use crate::cli::{Cli, Log, Mode, Orphans, Repair};
 use crate::csi::Readiness;
 use crate::domain::Inventory;
 use crate::error::{Error, Result};
@@ -39,16 +40,20 @@ const LVM_MIN: (u64, u64, u64) = (2, 3, 12);
 pub async fn run(cli: Cli) -> Result<()> {
     match cli.mode {
         Mode::Controller(options) => {
-            let stop = start(&options.common)?;
+            let stop = start(&options.common.log)?;
             controller::run(options, stop).await
         }
         Mode::Node(options) => {
-            let stop = start(&options.common)?;
+            let stop = start(&options.common.log)?;
             Box::pin(node::run(options, stop)).await
         }
         Mode::Standalone(options) => {
-            let stop = start(&options.common)?;
+            let stop = start(&options.common.log)?;
             standalone::run(options, stop).await
+        }
+        Mode::Watchdog(options) => {
+            let stop = start(&options.log)?;
+            watchdog::run(&options.run_dir, stop).await
         }
         Mode::Orphans(options) => orphans(&options).await,
         Mode::Repair(options) => repair(&options).await,
@@ -56,9 +61,9 @@ pub async fn run(cli: Cli) -> Result<()> {
 }
 
 /// Begins what serves; a signal cancels what is returned.
-fn start(common: &Common) -> Result<CancellationToken> {
+fn start(log: &Log) -> Result<CancellationToken> {
     let stop = CancellationToken::new();
-    telemetry::start(&common.log, common.log_format)?;
+    telemetry::start(&log.log, log.log_format)?;
     end_on_signal(&stop)?;
     Ok(stop)
 }

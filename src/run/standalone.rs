@@ -21,7 +21,7 @@ use crate::operator::serve_repair;
 
 pub(super) async fn run(options: Standalone, stop: CancellationToken) -> Result<()> {
     let Standalone { common, disks } = options;
-    let Common { driver_name, config, csi_endpoint, http_address, log: _, log_format: _ } = common;
+    let Common { driver_name, config, csi_endpoint, http_address, log: _ } = common;
     let Disks { node_name, run_dir, operator } = disks;
     let metrics = Metrics::new(&driver_name);
     let config = config_file::follow(&config, Some(&node_name), stop.clone())?;

@@ -157,8 +157,11 @@ fn memory(node: &Node, mode: &str) -> Result<Value> {
 fn containers(cluster: &Cluster) -> Result<Value> {
     let count = |kind: &str, name: &str| -> Result<usize> {
         let object = cluster.get_json(&["--namespace", NAMESPACE, kind, name])?;
-        let all = object["spec"]["template"]["spec"]["containers"].as_array().map(Vec::len);
-        all.with_context(|| format!("{name} has no containers"))
+        let pod = &object["spec"]["template"]["spec"];
+        let all = pod["containers"].as_array().map(Vec::len);
+        // Those that start first, and stay.
+        let more = pod["initContainers"].as_array().map_or(0, Vec::len);
+        all.map(|count| count + more).with_context(|| format!("{name} has no containers"))
     };
     Ok(json!({
         "node": count("daemonset", "cinderblock-node")?,

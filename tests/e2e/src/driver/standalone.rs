@@ -167,6 +167,16 @@ impl Standalone {
         })
     }
 
+    /// Starts the watchdog beside it, which goes on until the VM ends: what kills the driver leaves it alone.
+    ///
+    /// # Errors
+    /// The VM does not answer.
+    pub fn watchdog(&self) -> Result<()> {
+        let log = self.log().with_extension("watchdog");
+        let words = [&self.program(), "watchdog", "--log", "debug"];
+        self.node.exec(words).spawn(&log).map(drop)
+    }
+
     /// The host reaches a Unix socket in a VM through a TCP port: one relay per boot, one process
     /// of it per connection, so that a driver's end is seen at once as that of its connections.
     fn open_way(&self) -> Result<()> {

@@ -74,6 +74,7 @@ fn main() -> ExitCode {
     tests.add("mistakes::access_mode_of_many_nodes", mistakes::access_mode_of_many_nodes);
     tests.add_alone("placement::capacity_follows_reality", placement::capacity_follows_reality);
     tests.add_alone("restarts::agent_and_controller", restarts::agent_and_controller);
+    tests.add_alone("restarts::an_agent_that_is_killed_while_it_waits", restarts::agent_that_waits);
     tests.add_alone("load::a_rolling_upgrade_interrupts_nothing", load::rolling_upgrade);
     tests.add_alone("load::faults_without_an_api_server", load::api_server_away);
     tests.add_alone("restarts::node", restarts::node);

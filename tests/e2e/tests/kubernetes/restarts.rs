@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use cinderblock_lab::Cluster;
 use serde_json::Value;
 
-use crate::objects::{Binding, Claim, SYSTEM, class, on_node, pod};
+use crate::objects::{Binding, Claim, SYSTEM, VG, class, on_node, pod};
 use crate::support::{SOON, Test, check, list, node_of, object, pods, text, write};
 
 /// Claims of three kinds, and a pod on node1 that has written into them.
@@ -60,6 +60,33 @@ pub(crate) fn agent_and_controller(cluster: &Cluster) -> Result<()> {
     test.claim(&clone)?;
     test.run(&pod("reader", &[&clone]))?;
     test.sh("reader", &check(&[&clone]))?;
+    test.finish()
+}
+
+/// LVM's end left the pool held, and the agent is killed while it mounts a volume of it: its container could not end.
+pub(crate) fn agent_that_waits(cluster: &Cluster) -> Result<()> {
+    let test = Test::new(cluster, "waits")?;
+    let claims = in_use(&test)?;
+    let all: Vec<_> = claims.iter().collect();
+    test.delete("pod", "user")?;
+    let agents = pods(cluster, "node")?;
+    let (agent, _) =
+        agents.iter().find(|(_, node)| node == "node1").context("no agent on node1")?;
+    let restarts = || -> Result<u64> {
+        let pod = cluster.get_json(&["--namespace", SYSTEM, "pod", agent])?;
+        pod["status"]["containerStatuses"][0]["restartCount"].as_u64().context("no count")
+    };
+    let before = restarts()?;
+    let node = cluster.lab().node("node1")?;
+    let pool = format!("{}-pool0-tpool", VG.replace('-', "--"));
+    node.exec(["dmsetup", "suspend", "--noflush", &pool]).text()?;
+    test.apply(&on_node(pod("user", &all), "node1"))?;
+    let waits = "pid=$(pgrep -of 'cinderblock node'); grep -qE '^[0-9]+ [(].*[)] D ' /proc/$pid/task/*/stat && kill -9 $pid";
+    let killed = || Ok(node.exec(["sh", "-c", waits]).text().ok());
+    cluster.eventually("an agent that waits for the pool", SOON, killed)?;
+    test.namespace.wait_for_pod("user", SOON)?;
+    test.sh("user", &check(&all))?;
+    ensure!(restarts()? > before, "it was not killed");
     test.finish()
 }
 

@@ -11,3 +11,4 @@ pub(crate) mod kills;
 mod lookalikes;
 mod poor_node;
 mod power;
+mod watchdog;
