@@ -26,7 +26,7 @@ pub struct Cli {
 pub enum Mode {
     /// The CSI Controller service, beside the sidecars. Nodes connect to it.
     Controller(Controller),
-    /// The CSI Node service, and the only process that runs LVM on its node.
+    /// The CSI Node service, and the process that runs LVM on its node.
     Node(Node),
     /// All CSI services in one process on one socket: this machine is the only node. For csi-sanity,
     /// for other orchestrators, and for a first look.

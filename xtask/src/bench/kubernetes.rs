@@ -79,6 +79,7 @@ fn on(cluster: &Cluster, figures: &mut Map<String, Value>) -> Result<()> {
     figures.insert("lvm_processes_per_claim".to_owned(), lvm);
     let memory = json!({
         "agent": memory(&node, "node")?,
+        "watchdog": memory(&node, "watchdog")?,
         "controller": memory(&node, "controller")?,
     });
     figures.insert("memory_rss_mib".to_owned(), memory);
