@@ -81,19 +81,19 @@ impl<H: Host> Agent<H> {
         }
     }
 
-    /// Resumes what LVM and cryptsetup held that were killed, and takes back what they left, as an agent does that
-    /// starts: where another LVM command is at work, or nothing is ours, nothing is done. To be called where no agent
-    /// does it.
+    /// Resumes what LVM and cryptsetup held that were killed, and nothing more: where another LVM command is at work, or
+    /// nothing is ours, nothing is done. May be called beside an agent of another process.
     ///
     /// # Errors
-    /// When LVM gives no report.
+    /// When LVM gives no report, or something in a VG is suspended still; that is after all VGs were seen to.
     pub async fn resume_held(&self) -> Result<()> {
         self.resume_mappings().await;
         self.0.store.scan().await?;
+        let mut result = Ok(());
         for vg in self.0.store.all() {
-            self.0.store.notice(&vg).await;
+            result = result.and(self.0.store.resume(&vg).await);
         }
-        Ok(())
+        result
     }
 
     async fn first_scan(&self) {

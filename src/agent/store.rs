@@ -197,6 +197,20 @@ impl<H: Host> Store<H> {
         }
     }
 
+    /// Has LVM resume what is held in a VG, as far as it is ours.
+    ///
+    /// # Errors
+    /// It cannot be read, or still holds something.
+    pub(super) async fn resume(&self, vg: &Vg) -> Result<()> {
+        if self.turn(vg).await?.resume().await? {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!(
+            "in volume group {} something is suspended still: LVM is at work there, or cannot resume it (the lines above say why)",
+            vg.name()
+        )))
+    }
+
     /// Runs a command that makes PVs or VGs.
     ///
     /// # Errors

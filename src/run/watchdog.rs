@@ -64,7 +64,7 @@ pub(super) async fn run(run_dir: &Path, stop: CancellationToken) -> Result<()> {
     Ok(())
 }
 
-/// What an agent does first that starts here.
+/// Resumes, and leaves all else to the next agent: an agent that lives may be at work in the same VG.
 async fn mend(run_dir: &Path, metrics: &Metrics) -> Result<()> {
     let host = super::host(run_dir, metrics.programs()).await?;
     let (config, labels) =

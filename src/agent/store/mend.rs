@@ -71,11 +71,30 @@ impl<H: Host> Turn<'_, H> {
                 break;
             }
             held = still.len();
-            // A volume cannot go on before its pool does.
-            let pools: Vec<_> = still.iter().copied().filter(|lv| is_pool(lv)).collect();
-            self.let_go_on(&state, if pools.is_empty() { &still } else { &pools }).await;
+            self.let_go_on(&state, &pools_first(still)).await;
         }
         Ok(self.remove_cut_thin(&state).await? && held == 0)
+    }
+
+    /// Has LVM resume what is held, and nothing more: for another process than the agent, which may be at work meanwhile. What looks cut
+    /// may be whole a moment later, so nothing is removed on account of that. Whether nothing is held any more.
+    pub(super) async fn resume(&mut self) -> Result<bool> {
+        let state = self.refresh_though_partial().await?;
+        let mut held = usize::MAX;
+        loop {
+            let layers = self.layers(&state).await?;
+            let still = held_lvs(&state, layers.iter().filter(|layer| layer.suspended));
+            if still.is_empty() || still.len() >= held {
+                return Ok(still.is_empty());
+            }
+            // Whoever resumes a device puts the table in force that was loaded.
+            let devices = may_lose_tables(&state, &layers);
+            if !self.undo(&state, Halves { devices, ..Halves::default() }).await? {
+                return Ok(false);
+            }
+            held = still.len();
+            self.let_go_on(&state, &pools_first(still)).await;
+        }
     }
 
     /// Removes the thin LVs that LVM was cut at. Whether none is left.
@@ -149,6 +168,11 @@ impl<H: Host> Turn<'_, H> {
             devices: may_lose_tables(state, layers),
             thin: state.lvs.values().filter_map(|lv| half_made(state, lv)).collect(),
         };
+        self.undo(state, halves).await
+    }
+
+    /// Takes this back, under LVM's lock. `false`: somebody is at work.
+    async fn undo(&self, state: &VgState, halves: Halves) -> Result<bool> {
         let name = state.name.clone();
         let what = format!("device-mapper about volume group {name}");
         let done = within(&self.store.host, KERNEL_TIMEOUT, &what, move |host| {
@@ -191,8 +215,10 @@ fn half_made(state: &VgState, lv: &Lv) -> Option<(String, u64)> {
     Some((pool, *device_id))
 }
 
-const fn is_pool(lv: &Lv) -> bool {
-    matches!(lv.layout, LvLayout::ThinPool { .. })
+/// A volume cannot go on before its pool does: the pools, or all where there is none.
+fn pools_first(held: Vec<&Lv>) -> Vec<&Lv> {
+    let is_pool = |lv: &&Lv| matches!(lv.layout, LvLayout::ThinPool { .. });
+    if held.iter().any(is_pool) { held.into_iter().filter(is_pool).collect() } else { held }
 }
 
 /// The devices whose tables may be dropped that are not in force: all but volumes of a pool that is held.

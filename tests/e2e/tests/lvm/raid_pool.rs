@@ -222,7 +222,7 @@ fn is_made_though_cut(machine: &Machine, cuts: &[(&str, u64)]) -> Result<()> {
         v.detach()?;
         v.delete()?;
     }
-    ensure!(halves * 4 >= cuts.len(), "only {halves} cuts of {} came in time", cuts.len());
+    ensure!(halves * 2 >= cuts.len(), "only {halves} cuts of {} came in time", cuts.len());
     Ok(())
 }
 
