@@ -99,6 +99,8 @@ impl VolumeClass {
             }
             // Only a thick volume can be overwritten, so that is what is meant.
             (Some(Wipe::Zero), None) => Some(Provisioning::Thick),
+            // A thin volume has no layout of its own, so that is not what is meant.
+            (_, None) if layout != ThickLayout::Linear => Some(Provisioning::Thick),
             (_, provisioning) => provisioning,
         };
         let luks = match get("encryption") {
@@ -237,6 +239,15 @@ mod tests {
         assert_eq!(wipe(&thin), (Some(Wipe::Discard), Some(Provisioning::Thin)));
         // Thick even where the backend has a pool: nothing else can be overwritten.
         assert_eq!(wipe(&[("wipe", "zero")]), (Some(Wipe::Zero), Some(Provisioning::Thick)));
+    }
+
+    #[test]
+    fn what_has_a_layout_is_thick_also_where_there_is_a_pool() {
+        for layout in ["striped", "raid1", "raid5", "raid6", "raid10"] {
+            let class = parse(&[("layout", layout)]).unwrap();
+            assert_eq!(class.provisioning, Some(Provisioning::Thick), "{layout}");
+        }
+        assert_eq!(parse(&[("layout", "linear")]).unwrap().provisioning, None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::invocation::{Effect, Invocation, Program};
+use super::invocation::{Effect, Input, Invocation, Program, STDIN};
 use super::runner::{Completed, Exit};
 use crate::lvm::tag::FsType;
 
@@ -105,6 +105,15 @@ pub fn is_busy(done: &Completed) -> bool {
     !done.success() && WORDS.iter().any(|words| said.contains(words))
 }
 
+/// Whether a program says that the name of its device is not there, as for a moment when udev is late.
+#[must_use]
+pub fn is_gone(done: &Completed) -> bool {
+    // mke2fs, which would make a file if it were told a size, and the words of ENOENT.
+    const WORDS: [&str; 2] = ["does not exist", "no such file or directory"];
+    let said = done.stderr.to_ascii_lowercase();
+    !done.success() && WORDS.iter().any(|words| said.contains(words))
+}
+
 /// Whether the log has to be replayed by a mount before [`set_uuid`] works.
 #[must_use]
 pub const fn replay_before_set_uuid(fs: FsType) -> bool {
@@ -150,11 +159,13 @@ pub fn grow(fs: FsType, device: &Path, mounted_at: &Path) -> Invocation {
 }
 
 /// Asks what is on a device, of the device itself and of nobody's cache.
+///
+/// blkid says of a name that is not there what it says of a blank device, so it gets no name.
 #[must_use]
 pub fn probe(device: &Path) -> Invocation {
-    let device = device.to_string_lossy().into_owned();
-    let args = ["-p", "-o", "export", &device].map(str::to_owned).to_vec();
-    Invocation { program: Program::Blkid, args, effect: Effect::Read(PROBE_TIMEOUT), input: None }
+    let args = ["-p", "-o", "export", STDIN].map(str::to_owned).to_vec();
+    let input = Input::File(device.to_owned());
+    Invocation { program: Program::Blkid, args, effect: Effect::Read(PROBE_TIMEOUT), input }
 }
 
 /// What [`probe`] found.
@@ -168,8 +179,8 @@ pub fn probe_result(done: &Completed) -> Result<Probe, String> {
     };
     match done.exit {
         Exit::Code(0) => Ok(Probe::Found(words())),
-        // blkid(8): 2 is "nothing found" - and, alas, also "cannot be read"; whoever asks has to
-        // read the device himself as well.
+        // blkid(8): 2 is "nothing found" - and, alas, also "cannot be opened" and "cannot be read": hence
+        // the open device, and whoever asks has to read it himself as well.
         Exit::Code(2) if done.stdout.is_empty() && done.stderr.is_empty() => Ok(Probe::Nothing),
         // 8 is "ambivalent": more than one signature.
         Exit::Code(8) => Ok(Probe::Found("more than one signature".to_owned())),
@@ -179,7 +190,7 @@ pub fn probe_result(done: &Completed) -> Result<Probe, String> {
 
 fn change(program: Program, args: &[&str]) -> Invocation {
     let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-    Invocation { program, args, effect: Effect::Change, input: None }
+    Invocation { program, args, effect: Effect::Change, input: Input::Nothing }
 }
 
 #[cfg(test)]
@@ -233,6 +244,19 @@ mod tests {
         }
         assert!(!is_busy(&done(1, "", "No space left on device")));
         assert!(!is_busy(&done(4, "", "UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.")));
+    }
+
+    #[test]
+    fn a_device_whose_name_is_away_is_told_from_a_failure() {
+        for said in [
+            "The file /dev/mapper/vg0-pvc--1 does not exist and no size was specified.",
+            "e2fsck: No such file or directory while trying to open /dev/mapper/vg0-pvc--1",
+            "Error accessing specified device /dev/mapper/vg0-pvc--1: No such file or directory",
+        ] {
+            assert!(is_gone(&done(8, "", said)), "{said}");
+            assert!(!is_gone(&done(0, "", said)), "{said}");
+        }
+        assert!(!is_gone(&done(4, "", "UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.")));
     }
 
     #[test]

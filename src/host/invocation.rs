@@ -2,6 +2,7 @@
 //! one runs nothing.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::secret::Secret;
@@ -46,6 +47,21 @@ pub enum Effect {
     Change,
 }
 
+/// What a program reads from its standard input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Nothing.
+    Nothing,
+    /// This, to its end.
+    Secret(Secret),
+    /// A file or device, opened for reading before the program begins. By the path [`STDIN`] the program
+    /// opens just that one, though its name be taken away in between.
+    File(PathBuf),
+}
+
+/// The path by which a program opens anew what its standard input is (proc(5)).
+pub const STDIN: &str = "/proc/self/fd/0";
+
 /// One call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invocation {
@@ -55,8 +71,8 @@ pub struct Invocation {
     pub args: Vec<String>,
     /// Whether it may be given up.
     pub effect: Effect,
-    /// What it reads from its standard input. `None`: nothing.
-    pub input: Option<Secret>,
+    /// What it reads from its standard input.
+    pub input: Input,
 }
 
 impl Program {
@@ -136,6 +152,9 @@ impl fmt::Display for Invocation {
             } else {
                 write!(f, " '{arg}'")?;
             }
+        }
+        if let Input::File(path) = &self.input {
+            write!(f, " < {}", path.display())?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::dm::DmDevice;
-use super::invocation::{Effect, Invocation, Program};
+use super::invocation::{Effect, Input, Invocation, Program};
 use super::runner::{Completed, Exit};
 use crate::lvm::state::LUKS_HEADER;
 use crate::secret::Secret;
@@ -233,7 +233,7 @@ pub fn test(device: &Path, key: &Secret, slot: Option<u32>) -> Invocation {
     args.extend(["--test-passphrase", "--key-file", "-", &device]);
     let args = args.into_iter().map(str::to_owned).collect();
     let effect = Effect::Read(TEST_TIMEOUT);
-    Invocation { program: Program::Cryptsetup, args, effect, input: Some(key.clone()) }
+    Invocation { program: Program::Cryptsetup, args, effect, input: Input::Secret(key.clone()) }
 }
 
 /// The slot that [`test()`] found; `None` when the key opens none.
@@ -345,6 +345,7 @@ pub fn mapping_uuid(name: &str, uuid: Uuid) -> String {
 
 fn change(args: &[&str], input: Option<Secret>) -> Invocation {
     let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let input = input.map_or(Input::Nothing, Input::Secret);
     Invocation { program: Program::Cryptsetup, args, effect: Effect::Change, input }
 }
 

@@ -1,5 +1,5 @@
-//! Runs programs: absolute paths checked at start, a cleared environment, no input but secrets,
-//! bounded output.
+//! Runs programs: absolute paths checked at start, a cleared environment, no input but what the call
+//! names, bounded output.
 //! The only place of the driver that starts a process.
 
 use std::collections::BTreeMap;
@@ -12,10 +12,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::Semaphore;
 
-use super::invocation::{Effect, Invocation, Program};
+use super::invocation::{Effect, Input, Invocation, Program};
 use crate::error::{Error, Result};
 use crate::metrics::ProgramMetrics;
-use crate::secret::Secret;
 
 /// Where programs are looked for. Never `PATH`: the environment is not ours to trust.
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
@@ -152,14 +151,21 @@ impl Runner {
         };
         let started = Instant::now();
         tracing::debug!(command = %call, "starting");
-        let mut child = self.start(call)?;
+        let stdin = match call.effect {
+            Effect::Change => stdin(&call.input).await,
+            // Opening hangs where the device does.
+            Effect::Read(limit) => tokio::time::timeout(limit, stdin(&call.input))
+                .await
+                .map_err(|_| RunError::Timeout(label.clone(), limit))?,
+        };
+        let mut child = stdin
+            .and_then(|stdin| self.start(call, stdin))
+            .map_err(|e| RunError::Start(label.clone(), e))?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let result = match call.effect {
-            Effect::Change => {
-                watch(&label, finish(&mut child, call.input.as_ref())).await.map_err(lost)?
-            }
+            Effect::Change => watch(&label, finish(&mut child, &call.input)).await.map_err(lost)?,
             Effect::Read(limit) => {
-                let reading = finish(&mut child, call.input.as_ref());
+                let reading = finish(&mut child, &call.input);
                 let Ok(done) = tokio::time::timeout(limit, reading).await else {
                     // The whole group: a helper that hangs would keep the pipes open.
                     if let Some(Err(error)) = group.map(|g| kill_process_group(g, Signal::KILL)) {
@@ -175,7 +181,7 @@ impl Runner {
         Ok(result)
     }
 
-    fn start(&self, call: &Invocation) -> Result<Child, RunError> {
+    fn start(&self, call: &Invocation, stdin: Stdio) -> std::io::Result<Child> {
         let path = self.paths.get(&call.program);
         let path = path.map_or_else(|| Path::new(call.program.file_name()), PathBuf::as_path);
         #[allow(clippy::disallowed_methods, reason = "this is the one place")]
@@ -185,7 +191,7 @@ impl Runner {
             .env_clear()
             .envs(self.environment.iter().map(|(k, v)| (k, v)))
             .current_dir("/")
-            .stdin(if call.input.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -194,8 +200,16 @@ impl Runner {
             // As LVM's udev_sync=0: in a container, udev has nobody to tell.
             command.env("DM_DISABLE_UDEV", "1");
         }
-        command.spawn().map_err(|e| RunError::Start(call.label(), e))
+        command.spawn()
     }
+}
+
+async fn stdin(input: &Input) -> std::io::Result<Stdio> {
+    Ok(match input {
+        Input::Nothing => Stdio::null(),
+        Input::Secret(_) => Stdio::piped(),
+        Input::File(path) => tokio::fs::File::open(path).await?.into_std().await.into(),
+    })
 }
 
 /// Waits however long it takes, and says so when it takes long.
@@ -213,7 +227,7 @@ async fn watch<T>(label: &str, work: impl Future<Output = T>) -> T {
     }
 }
 
-async fn finish(child: &mut Child, input: Option<&Secret>) -> std::io::Result<Completed> {
+async fn finish(child: &mut Child, input: &Input) -> std::io::Result<Completed> {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let fed = feed(child.stdin.take(), input);
     let (stdout, stderr, status, ()) =
@@ -227,9 +241,9 @@ async fn finish(child: &mut Child, input: Option<&Secret>) -> std::io::Result<Co
 }
 
 /// Writes all of it and closes. A program that wants none of it says by its end what it thinks.
-async fn feed(stdin: Option<ChildStdin>, input: Option<&Secret>) {
-    if let (Some(mut stdin), Some(input)) = (stdin, input)
-        && let Err(error) = stdin.write_all(input.expose()).await
+async fn feed(stdin: Option<ChildStdin>, input: &Input) {
+    if let (Some(mut stdin), Input::Secret(secret)) = (stdin, input)
+        && let Err(error) = stdin.write_all(secret.expose()).await
     {
         tracing::debug!(%error, "a program did not take all of its input");
     }
@@ -249,7 +263,9 @@ async fn drain(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::invocation::STDIN;
     use crate::metrics::Metrics;
+    use crate::secret::Secret;
 
     /// A runner for which every program is a shell that runs its first argument.
     fn shell() -> Runner {
@@ -263,7 +279,7 @@ mod tests {
 
     fn call(script: &str, effect: Effect) -> Invocation {
         let args = vec!["-c".to_owned(), script.to_owned()];
-        Invocation { program: Program::Blkid, args, effect, input: None }
+        Invocation { program: Program::Blkid, args, effect, input: Input::Nothing }
     }
 
     #[tokio::test]
@@ -286,14 +302,31 @@ mod tests {
     #[tokio::test]
     async fn a_secret_comes_by_the_standard_input_and_nowhere_else() {
         let mut call = call("cat; tr '\\0' ' ' < /proc/$$/cmdline; export -p", Effect::Change);
-        call.input = Some(Secret::new(b"hunter2".to_vec()));
+        call.input = Input::Secret(Secret::new(b"hunter2".to_vec()));
         let done = shell().run(&call).await.unwrap();
         assert_eq!(done.stdout.matches("hunter2").count(), 1, "{}", done.stdout);
         assert!(!format!("{call} {call:?}").contains("hunter2"));
         // One that reads nothing ends all the same.
         call.args[1] = "exit 3".to_owned();
-        call.input = Some(Secret::new(vec![b'x'; 1 << 20]));
+        call.input = Input::Secret(Secret::new(vec![b'x'; 1 << 20]));
         assert_eq!(shell().run(&call).await.unwrap().exit, Exit::Code(3));
+    }
+
+    #[tokio::test]
+    async fn a_file_is_opened_before_the_program_begins_and_stays_that_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("device");
+        std::fs::write(&file, "content").unwrap();
+        let script = format!("rm {}; cat {STDIN}; tail -c 3", file.display());
+        let mut call = call(&script, Effect::Read(Duration::from_mins(1)));
+        call.input = Input::File(file);
+        let done = shell().run(&call).await.unwrap();
+        // Opened anew by its path, so from its beginning each time.
+        assert_eq!(done.stdout, "contentent");
+        // It is gone now: nothing is run that could say anything of it.
+        let error = shell().run(&call).await.unwrap_err();
+        let RunError::Start(_, error) = error else { panic!("{error:?}") };
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
     }
 
     #[tokio::test]

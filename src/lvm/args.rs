@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::change::Target;
 use super::tag::OWNED;
-use crate::host::invocation::{Effect, Invocation, Program};
+use crate::host::invocation::{Effect, Input, Invocation, Program};
 use crate::names::LvmUuid;
 
 /// How long a report may take. LVM reads every disk of the host; a disk that hangs takes as long
@@ -78,11 +78,16 @@ impl Args {
 
     pub(super) fn read(self) -> Invocation {
         let effect = Effect::Read(REPORT_TIMEOUT);
-        Invocation { program: Program::Lvm, args: self.list, effect, input: None }
+        Invocation { program: Program::Lvm, args: self.list, effect, input: Input::Nothing }
     }
 
     pub(super) fn change(self) -> Invocation {
-        Invocation { program: Program::Lvm, args: self.list, effect: Effect::Change, input: None }
+        Invocation {
+            program: Program::Lvm,
+            args: self.list,
+            effect: Effect::Change,
+            input: Input::Nothing,
+        }
     }
 }
 

@@ -7,12 +7,11 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::world::World;
-use crate::host::invocation::Invocation;
+use crate::host::invocation::{Input, Invocation};
 use crate::host::luks::{self, COPY_AT, Header, Token};
 use crate::host::runner::{Completed, Exit};
 use crate::lvm::state::LUKS_HEADER;
 use crate::names::LvmUuid;
-use crate::secret::Secret;
 use crate::units::Bytes;
 
 /// A LUKS header, and what opens it.
@@ -48,7 +47,10 @@ pub(super) fn is_read(args: &[String]) -> bool {
 
 /// Runs it.
 pub(super) fn run(world: &mut World, call: &Invocation) -> Completed {
-    let input = call.input.as_ref().map(Secret::expose).unwrap_or_default();
+    let input = match &call.input {
+        Input::Secret(secret) => secret.expose(),
+        Input::Nothing | Input::File(_) => &[],
+    };
     let (code, stdout, stderr) = match act(world, &call.args, input) {
         Ok(said) => (0, said, ""),
         Err((code, why)) => (code, String::new(), why),

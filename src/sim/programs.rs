@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::crypt;
 use super::world::World;
-use crate::host::invocation::{Invocation, Program};
+use crate::host::invocation::{Input, Invocation, Program};
 use crate::host::runner::{Completed, Exit};
 use crate::host::superblock::Superblock;
 use crate::lvm::tag::FsType;
@@ -30,7 +30,10 @@ pub(super) fn run(world: &mut World, call: &Invocation) -> Completed {
     };
     match call.program {
         Program::Lvm => bad("lvm is simulated elsewhere"),
-        Program::Blkid => blkid(world, device),
+        Program::Blkid => match &call.input {
+            Input::File(device) => blkid(world, device),
+            Input::Nothing | Input::Secret(_) => bad("no device"),
+        },
         Program::Cryptsetup => crypt::run(world, call),
         Program::MkfsExt4 => make(world, device, FsType::Ext4, after("-U")),
         Program::MkfsXfs => {

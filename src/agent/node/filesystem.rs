@@ -19,12 +19,12 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::dm::DmDevice;
 use crate::host::filesystem::{
-    Probe, check, check_result, grow, is_busy, make, new_xfs_log, probe, probe_result, repair_xfs,
-    replay_before_set_uuid, set_uuid,
+    Probe, check, check_result, grow, is_busy, is_gone, make, new_xfs_log, probe, probe_result,
+    repair_xfs, replay_before_set_uuid, set_uuid,
 };
 use crate::host::invocation::Invocation;
 use crate::host::mount::MountCall;
-use crate::host::runner::Completed;
+use crate::host::runner::{Completed, RunError};
 use crate::host::superblock::{
     self, BTRFS_COPIES_AT, BTRFS_SUPERBLOCK_BYTES, HEAD_BYTES, Superblock, btrfs_with_uuid,
     is_btrfs_copy,
@@ -244,7 +244,7 @@ impl<H: Host> Agent<H> {
         let Some(call) = check(fs, &device.node).filter(|_| !mounted) else { return Ok(()) };
         self.must_be_let_go(lv, device).await?;
         let done = self.run_on(lv, &call).await?;
-        if is_busy(&done) {
+        if is_busy(&done) || is_gone(&done) {
             return Err(failed("check", lv, &call, &done));
         }
         check_result(&done).map_err(|why| {
@@ -321,19 +321,19 @@ impl<H: Host> Agent<H> {
 
     /// A device that cannot be read looks blank to a probe.
     async fn read_tail(&self, lv: &Lv, device: &DmDevice) -> Result<()> {
-        let (node, from) = (device.node.clone(), device.size.get().saturating_sub(TAIL_BYTES));
-        within(&self.0.store.host, READ_TIMEOUT, &format!("volume {}", lv.name), move |host| {
-            host.read_device(&node, from, TAIL_BYTES)
-        })
-        .await?
-        .map(drop)
-        .map_err(|e| Error::host(format!("cannot read the end of volume {}", lv.name)).because(e))
+        let from = device.size.get().saturating_sub(TAIL_BYTES);
+        self.read(lv, device, from, TAIL_BYTES).await.map(drop)
     }
 
     async fn run_on(&self, lv: &Lv, call: &Invocation) -> Result<Completed> {
-        self.0.store.host.run(call).await.map_err(|e| {
-            Error::host(format!("volume {}: {} did not come to an end", lv.name, call.label()))
-                .because(e)
+        let what = format!("volume {}: {}", lv.name, call.label());
+        self.0.store.host.run(call).await.map_err(|e| match &e {
+            RunError::Start(_, why) if why.kind() == std::io::ErrorKind::NotFound => {
+                Error::unavailable(format!("{what} found no device node; try again")).because(e)
+            }
+            RunError::Start(..) | RunError::Timeout(..) | RunError::Lost(..) => {
+                Error::host(format!("{what} did not come to an end")).because(e)
+            }
         })
     }
 
@@ -347,8 +347,8 @@ impl<H: Host> Agent<H> {
 }
 
 /// What a program's failure means. One that another was quicker than (of an agent that was killed before
-/// its program had the device) is to be tried again.
+/// its program had the device) is to be tried again, and so is one whose device has no name for a moment.
 fn failed(what: &str, lv: &Lv, call: &Invocation, done: &Completed) -> Error {
     let why = format!("cannot {what} volume {}: {}: {}", lv.name, call.label(), done.complaint());
-    if is_busy(done) { Error::unavailable(why) } else { Error::host(why) }
+    if is_busy(done) || is_gone(done) { Error::unavailable(why) } else { Error::host(why) }
 }
