@@ -133,8 +133,14 @@ impl<H: Host> Agent<H> {
     }
 
     fn build(&self) -> Inventory {
-        let mut inventory = Inventory { backends: self.backend_states(), ..Inventory::default() };
+        let mut inventory = Inventory {
+            backends: self.backend_states(),
+            making: self.0.making.names(),
+            ..Inventory::default()
+        };
         let used: Vec<_> = inventory.backends.values().filter_map(ready_vg).cloned().collect();
+        // Also when its last volume is gone, and its backend with it: whoever did not hear that has to be told.
+        let told = Arc::clone(&self.0.inventory.borrow());
         for vg in self.0.store.all() {
             let state = vg.state();
             let before = records(&inventory);
@@ -148,12 +154,15 @@ impl<H: Host> Agent<H> {
                     inventory.unfinished.insert(unfinished.handle.clone(), Arc::new(unfinished));
                 }
             }
-            if records(&inventory) > before || used.contains(&state.uuid) {
+            if records(&inventory) > before
+                || used.contains(&state.uuid)
+                || told.vgs.contains_key(&state.uuid)
+            {
                 inventory.vgs.insert(state.uuid.clone(), state.name.clone());
             }
         }
         inventory.troubles = self.troubles(&inventory);
-        share(&self.0.inventory.borrow(), &mut inventory);
+        share(&told, &mut inventory);
         inventory
     }
 }

@@ -19,6 +19,7 @@ mod guards;
 mod inventory;
 mod lost_copy;
 mod make_vg;
+mod making;
 mod node;
 mod pools;
 mod raid;
@@ -67,6 +68,7 @@ struct Inner<H> {
     births: birth::Births,
     copies: copy::Copies,
     lost_copies: lost_copy::LostCopies,
+    making: making::Making,
     cows: cow::Cows,
     inventory: watch::Sender<Arc<Inventory>>,
     /// How the RAID volumes were when last looked at.
@@ -103,6 +105,7 @@ impl<H: Host> Agent<H> {
             births: birth::Births::default(),
             copies: copy::Copies::default(),
             lost_copies: lost_copy::LostCopies::default(),
+            making: making::Making::default(),
             cows: cow::Cows::default(),
             inventory: watch::Sender::new(Arc::new(Inventory::default())),
             raid: watch::Sender::new(Arc::default()),

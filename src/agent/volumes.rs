@@ -52,19 +52,32 @@ impl<H: Host> Agent<H> {
         self.known()?;
         let vg = self.vg_of_backend(request.class.backend.as_ref())?;
         let lv = LvName::for_volume(&request.name);
+        let making = self.making(&request.name);
+        let state = self.make_whole(&vg, &lv, &request).await?;
+        drop(making);
+        self.told(&state, &lv, volume_of)
+    }
+
+    /// Makes a volume, and waits until it is copied where it is a copy.
+    async fn make_whole(
+        &self,
+        vg: &Arc<Vg>,
+        lv: &LvName,
+        request: &CreateVolume,
+    ) -> Result<Arc<VgState>> {
         loop {
-            let (state, pending) = match self.make(&vg, &lv, &request).await {
+            let (state, pending) = match self.make(vg, lv, request).await {
                 Ok(state) => (state, None),
                 // It may be the copy that works on it.
                 Err(error) if error.kind() == ErrorKind::Pending => (vg.state(), Some(error)),
                 Err(error) => return Err(error),
             };
-            let copying = state.lvs.get(&lv).filter(|lv| self.is_being_copied(&state, lv));
+            let copying = state.lvs.get(lv).filter(|lv| self.is_being_copied(&state, lv));
             let Some(copying) = copying else {
-                return pending.map_or_else(|| self.told(&state, &lv, volume_of), Err);
+                return pending.map_or(Ok(state), Err);
             };
             // Nothing is held meanwhile: it may take hours.
-            self.wait_for_copy(&vg, copying).await?;
+            self.wait_for_copy(vg, copying).await?;
         }
     }
 

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::{BackendState, Inventory, Snapshot, Volume, VolumeAgent};
+use crate::domain::{BackendState, Inventory, Snapshot, Unfinished, Volume, VolumeAgent, What};
 use crate::error::{Error, Result};
 use crate::names::{CsiName, Handle, LvmUuid, NodeName};
 
@@ -42,6 +42,10 @@ struct Index {
     /// The nodes that say, or last said, that they have it. More than one is a dispute.
     vgs: BTreeMap<LvmUuid, BTreeSet<NodeName>>,
     volume_names: BTreeMap<CsiName, BTreeSet<(NodeName, Handle)>>,
+    /// Of volumes that are not finished.
+    unfinished_names: BTreeMap<CsiName, BTreeSet<(NodeName, Handle)>>,
+    /// Of volumes that calls are making.
+    making: BTreeMap<CsiName, BTreeSet<NodeName>>,
     snapshot_names: BTreeMap<CsiName, BTreeSet<(NodeName, Handle)>>,
     sessions: u64,
 }
@@ -206,14 +210,16 @@ impl Registry {
         )))
     }
 
-    /// The node on which there is a volume of that name. `None` when no node tells of one.
+    /// The node on which there is a volume of that name, or the beginning of one, or a call that is to make
+    /// it. `None` when no node tells of one.
     ///
     /// # Errors
     /// When the only nodes that tell of one are in dispute with others.
     pub fn node_with_volume(&self, name: &CsiName) -> Result<Option<NodeName>> {
         let index = self.read();
         let mut dispute = None;
-        for (node, handle) in index.volume_names.get(name).into_iter().flatten() {
+        let named = [&index.volume_names, &index.unfinished_names];
+        for (node, handle) in named.iter().filter_map(|names| names.get(name)).flatten() {
             match index.node_of(&handle.vg) {
                 Ok(holder) if holder == node => return Ok(Some(node.clone())),
                 // Its disks have gone elsewhere since.
@@ -221,7 +227,8 @@ impl Registry {
                 Err(error) => dispute = Some(error),
             }
         }
-        dispute.map_or(Ok(None), Err)
+        let making = index.making.get(name).and_then(BTreeSet::first).cloned();
+        dispute.map_or(Ok(making), Err)
     }
 
     /// The snapshots of that name.
@@ -426,8 +433,26 @@ impl Index {
             }
         }
         rename(&mut self.volume_names, node, &old.volumes, &new.volumes, |v| &v.name);
+        let (before, now) = (unfinished_volumes(old), unfinished_volumes(new));
+        rename(&mut self.unfinished_names, node, &before, &now, |v| &v.name);
+        for name in old.making.difference(&new.making) {
+            if let Some(nodes) = self.making.get_mut(name) {
+                nodes.remove(node);
+                if nodes.is_empty() {
+                    self.making.remove(name);
+                }
+            }
+        }
+        for name in new.making.difference(&old.making) {
+            self.making.entry(name.clone()).or_default().insert(node.clone());
+        }
         rename(&mut self.snapshot_names, node, &old.snapshots, &new.snapshots, |s| &s.name);
     }
+}
+
+fn unfinished_volumes(inventory: &Inventory) -> BTreeMap<Handle, Arc<Unfinished>> {
+    let volumes = inventory.unfinished.iter().filter(|(_, lv)| lv.what == What::Volume);
+    volumes.map(|(handle, lv)| (handle.clone(), Arc::clone(lv))).collect()
 }
 
 /// Keeps the names of a node's records.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -22,9 +22,11 @@ use crate::names::{CsiName, Handle, LvName, NodeName};
 use crate::units::Bytes;
 
 /// A controller that has just started does not choose among nodes until all that live have had the
-/// time to connect: a node dials again within 10 seconds. A volume whose making was cut may be on
-/// any of them.
-const SETTLE: Duration = Duration::from_secs(15);
+/// time to connect. A volume whose making was cut may be on any of them. A node dials again within 10
+/// seconds, once it knows the address: a cluster's DNS may keep what it said before for 30.
+const SETTLE: Duration = Duration::from_secs(45);
+/// What a node offers that was not seen since the start is not known for so long: it may boot.
+const UNSEEN: Duration = Duration::from_mins(10);
 /// Entries of one page. A record has about 400 bytes, and a message 4 MiB at the most.
 const PAGE_MAX: usize = 5_000;
 
@@ -47,7 +49,9 @@ pub struct Controller {
     source_placement: Option<Box<dyn SourcePlacement>>,
     /// Names that a call works on, or whose last call ended in doubt on that node.
     names: Mutex<BTreeMap<CsiName, Name>>,
-    settled_at: Instant,
+    /// Since when nodes can come. Unset: they cannot yet.
+    open_since: OnceLock<Instant>,
+    settle: Duration,
 }
 
 #[derive(Debug)]
@@ -98,7 +102,8 @@ pub struct Listing<T> {
 }
 
 impl Controller {
-    /// A controller. `settle` tells whether it has to wait for nodes that dial it.
+    /// A controller. `settle` tells whether it has to wait for nodes that dial it, from
+    /// [`Self::nodes_can_come`] on.
     #[must_use]
     pub fn new(
         registry: Arc<Registry>,
@@ -106,10 +111,35 @@ impl Controller {
         source_placement: Option<Box<dyn SourcePlacement>>,
         settle: bool,
     ) -> Self {
-        let wait = if settle { SETTLE } else { Duration::ZERO };
-        let now = Instant::now();
-        let settled_at = now.checked_add(wait).unwrap_or(now);
-        Self { registry, config, source_placement, names: Mutex::default(), settled_at }
+        let (open_since, settle) = if settle {
+            (OnceLock::new(), SETTLE)
+        } else {
+            (OnceLock::from(Instant::now()), Duration::ZERO)
+        };
+        let names = Mutex::default();
+        Self { registry, config, source_placement, names, open_since, settle }
+    }
+
+    /// From now on nodes can connect. Again, it changes nothing.
+    pub fn nodes_can_come(&self) {
+        self.open_since.get_or_init(Instant::now);
+    }
+
+    /// Whether nodes have had so long to connect; if not, how much is missing.
+    fn missing_of(&self, wait: Duration) -> Option<Duration> {
+        let open = self.open_since.get().map_or(Duration::ZERO, Instant::elapsed);
+        wait.checked_sub(open).filter(|missing| !missing.is_zero())
+    }
+
+    /// What a list leaves out must not be taken to be gone.
+    fn must_be_settled(&self) -> Result<()> {
+        match self.missing_of(self.settle) {
+            None => Ok(()),
+            Some(missing) => Err(Error::unavailable(format!(
+                "the controller has just started; nodes have {} more seconds to connect before what there is can be listed",
+                missing.as_secs().saturating_add(1)
+            ))),
+        }
     }
 
     /// Makes a volume. Where it is.
@@ -200,11 +230,10 @@ impl Controller {
             return Ok(vec![node]);
         }
         let one = topology.requisite.len() == 1;
-        let wait = self.settled_at.saturating_duration_since(Instant::now());
-        if !one && !wait.is_zero() {
+        if let Some(missing) = self.missing_of(self.settle).filter(|_| !one) {
             return Err(Error::unavailable(format!(
                 "the controller has just started; nodes have {} more seconds to connect before one is chosen",
-                wait.as_secs().saturating_add(1)
+                missing.as_secs().saturating_add(1)
             )));
         }
         let size = request.range.required.unwrap_or(Bytes::ZERO);
@@ -389,24 +418,35 @@ impl Controller {
         found.ok_or_else(|| Error::not_found(format!("there is no snapshot {handle}")))
     }
 
-    /// A page of volumes. Those of nodes that are not connected are as they were last seen.
-    #[must_use]
-    pub fn volumes(&self, after: Option<&Handle>, most: Option<usize>) -> Listing<Volume> {
+    /// A page of volumes. Those of nodes that are not connected are as they were last seen; those of which it
+    /// is not known whose they are, are left out.
+    ///
+    /// # Errors
+    /// When nodes may yet connect.
+    pub fn volumes(&self, after: Option<&Handle>, most: Option<usize>) -> Result<Listing<Volume>> {
+        self.must_be_settled()?;
         let most = most.unwrap_or(PAGE_MAX).min(PAGE_MAX);
-        page(self.registry.volumes(after, most.saturating_add(1)), most, |v| &v.handle)
+        Ok(page(self.registry.volumes(after, most.saturating_add(1)), most, |v| &v.handle))
     }
 
-    /// A page of snapshots, of all volumes or of one.
-    #[must_use]
+    /// A page of snapshots, of all volumes, as [`Self::volumes`], or of one.
+    ///
+    /// # Errors
+    /// When it is not known which node has the volume, or nodes may yet connect.
     pub fn snapshots(
         &self,
         after: Option<&Handle>,
         most: Option<usize>,
         source: Option<&Handle>,
-    ) -> Listing<Snapshot> {
+    ) -> Result<Listing<Snapshot>> {
+        match source {
+            Some(source) => drop(self.registry.node_of(source)?),
+            None => self.must_be_settled()?,
+        }
         let most = most.unwrap_or(PAGE_MAX).min(PAGE_MAX);
         let wanted = |s: &Snapshot| source.is_none_or(|source| s.source == *source);
-        page(self.registry.snapshots(after, most.saturating_add(1), wanted), most, |s| &s.handle)
+        let found = self.registry.snapshots(after, most.saturating_add(1), wanted);
+        Ok(page(found, most, |s| &s.handle))
     }
 
     /// What is offered to a class on a node, or on all. `None` asks for all backends.
@@ -427,13 +467,14 @@ impl Controller {
             Some(node) => self.registry.node(node).into_iter().collect(),
             None => self.registry.nodes(),
         };
-        nodes.retain(|(_, _, connected)| *connected);
         // A node that went away offers nothing; one that may yet come is not known.
-        if node.is_some() && nodes.is_empty() && Instant::now() < self.settled_at {
+        let wait = if self.settle.is_zero() { Duration::ZERO } else { UNSEEN };
+        if node.is_some() && nodes.is_empty() && self.missing_of(wait).is_some() {
             return Err(Error::unavailable(
-                "the controller has just started; the node has not connected yet",
+                "the node has not connected since the controller started: look at its cinderblock pod",
             ));
         }
+        nodes.retain(|(_, _, connected)| *connected);
         let mut total = Capacity::default();
         for (_, inventory, _) in &nodes {
             for backend in &backends {

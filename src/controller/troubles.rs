@@ -25,6 +25,8 @@ const OVER_AFTER: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Notices that wait. What is over that is not told; the metrics tell it all.
 const QUEUE_MAX: usize = 1_000;
+/// After so many that cannot be told, the API server is taken to be away.
+const FAILED_MAX: usize = 3;
 /// So many may be told at once, and then one each time this has passed: a lost disk of many volumes
 /// must not fill the API server.
 const BURST: u32 = 100;
@@ -47,6 +49,12 @@ pub struct Notice {
     pub sentence: String,
     /// When it began, in seconds since 1970, as the node tells.
     pub since_unix: i64,
+}
+
+impl Notice {
+    fn is_of_same(&self, other: &Self) -> bool {
+        (&self.node, &self.subject, self.reason) == (&other.node, &other.subject, other.reason)
+    }
 }
 
 /// Tells somebody.
@@ -78,9 +86,11 @@ impl Watch {
         nodes: &[(NodeName, Arc<Inventory>, bool)],
     ) -> Vec<Notice> {
         let mut notices = Vec::new();
-        for (node, inventory, _) in nodes.iter().filter(|(_, _, connected)| *connected) {
+        let connected = nodes.iter().filter(|(_, _, connected)| *connected);
+        let connected: BTreeMap<_, _> = connected.map(|(node, told, _)| (node, told)).collect();
+        for (node, inventory) in &connected {
             for ((subject, reason), trouble) in &inventory.troubles {
-                let key = (node.clone(), subject.clone(), *reason);
+                let key = ((*node).clone(), subject.clone(), *reason);
                 if let Some(known) = self.0.get_mut(&key) {
                     known.absent = None;
                     continue;
@@ -90,26 +100,27 @@ impl Watch {
                 notices.push(notice(inventory, &key, since_unix, sentence, false));
                 self.0.insert(key, Known { since_unix, absent: None });
             }
-            self.0.retain(|key, known| {
-                let (of, subject, reason) = key;
-                if of != node || inventory.troubles.contains_key(&(subject.clone(), *reason)) {
-                    return true;
-                }
-                if is_hidden(inventory, subject, *reason) {
-                    return true;
-                }
-                let since = *known.absent.get_or_insert(now);
-                if now.saturating_sub(since) < OVER_AFTER {
-                    return true;
-                }
-                // What is gone has no trouble any more, and nobody who wants to know.
-                if exists(inventory, subject) {
-                    let sentence = reason.mended_sentence().to_owned();
-                    notices.push(notice(inventory, key, known.since_unix, sentence, true));
-                }
-                false
-            });
         }
+        self.0.retain(|key, known| {
+            let (of, subject, reason) = key;
+            let Some(inventory) = connected.get(of) else { return true };
+            if inventory.troubles.contains_key(&(subject.clone(), *reason)) {
+                return true;
+            }
+            if is_hidden(inventory, subject, *reason) {
+                return true;
+            }
+            let since = *known.absent.get_or_insert(now);
+            if now.saturating_sub(since) < OVER_AFTER {
+                return true;
+            }
+            // What is gone has no trouble any more, and nobody who wants to know.
+            if exists(inventory, subject) {
+                let sentence = reason.mended_sentence().to_owned();
+                notices.push(notice(inventory, key, known.since_unix, sentence, true));
+            }
+            false
+        });
         notices
     }
 }
@@ -198,17 +209,28 @@ pub async fn tell_of_troubles(
     stop.run_until_cancelled(work).await;
 }
 
-/// Tells what waits, as far as it may be told now; the rest waits for the next look.
+/// Tells what waits, as far as it may be told now; the rest waits for the next look. What cannot be told holds up
+/// nobody else, as long as anything can be told.
 async fn send(to: &dyn Tells, queue: &mut VecDeque<Notice>, rate: &mut Rate, start: Instant) {
-    while let Some(notice) = queue.front() {
-        if !rate.take(start.elapsed()) {
+    let mut failed = 0;
+    for _ in 0..queue.len() {
+        if failed == FAILED_MAX || !rate.take(start.elapsed()) {
             return;
         }
-        if let Err(error) = to.tell(notice).await {
-            tracing::warn!(error = error.chain(), "cannot tell of a trouble; trying again");
-            return;
+        let Some(notice) = queue.pop_front() else { return };
+        if let Err(error) = to.tell(&notice).await {
+            tracing::warn!(
+                ?notice,
+                error = error.chain(),
+                "cannot tell of a trouble; trying again"
+            );
+            // That it is over must not be told before that it began.
+            let (same, rest) = queue.drain(..).partition(|other| other.is_of_same(&notice));
+            *queue = rest;
+            queue.push_back(notice);
+            queue.extend::<VecDeque<_>>(same);
+            failed += 1;
         }
-        queue.pop_front();
     }
 }
 
@@ -347,6 +369,45 @@ mod tests {
         };
         assert_eq!([taken(7), taken(8), taken(9), taken(19)], [100, 0, 1, 5]);
         assert_eq!(taken(10_000), 100);
+    }
+
+    /// Refuses what is told of volumes, and keeps the rest.
+    #[derive(Debug, Default)]
+    struct OfBackends(std::sync::Mutex<Vec<Notice>>);
+
+    impl Tells for OfBackends {
+        fn tell<'a>(
+            &'a self,
+            notice: &'a Notice,
+        ) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>> {
+            let refused = matches!(notice.subject, Subject::Volume(_));
+            if !refused {
+                self.0.lock().unwrap().push(notice.clone());
+            }
+            Box::pin(async move {
+                if refused { Err(crate::error::Error::unavailable("a webhook")) } else { Ok(()) }
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_told_holds_up_nobody_else_and_keeps_its_order() {
+        let told = inventory(&[], 0);
+        let of = |subject: Subject, over| {
+            let key = (NodeName::parse("n1").unwrap(), subject, Reason::LvmHangs);
+            notice(&told, &key, 0, String::new(), over)
+        };
+        let mut queue: VecDeque<_> =
+            [of(volume(), false), of(volume(), true), of(backend(), false), of(backend(), true)]
+                .into();
+        let to = OfBackends::default();
+        let start = Instant::now();
+        send(&to, &mut queue, &mut Rate::default(), start).await;
+        let over = |notices: &mut dyn Iterator<Item = &Notice>| {
+            notices.map(|n| n.over).collect::<Vec<_>>()
+        };
+        assert_eq!(over(&mut to.0.lock().unwrap().iter()), [false, true]);
+        assert_eq!(over(&mut queue.iter()), [false, true]);
     }
 
     #[derive(Debug, Default)]

@@ -112,7 +112,7 @@ impl ControllerService {
                 Err(_) => return Ok(csi::ListSnapshotsResponse::default()),
             },
         };
-        let page = self.controller.snapshots(after.as_ref(), most, source.as_ref());
+        let page = self.controller.snapshots(after.as_ref(), most, source.as_ref())?;
         Ok(csi::ListSnapshotsResponse {
             entries: page.entries.iter().map(|(_, s)| entry(response::snapshot(s))).collect(),
             next_token: page.next.map(|handle| handle.to_string()).unwrap_or_default(),
@@ -207,7 +207,7 @@ impl Service for ControllerService {
         let request = request.into_inner();
         let work = async {
             let (after, most) = request::page(request.max_entries, &request.starting_token)?;
-            let page = self.controller.volumes(after.as_ref(), most);
+            let page = self.controller.volumes(after.as_ref(), most)?;
             let entry =
                 |volume| csi::list_volumes_response::Entry { volume: Some(volume), status: None };
             let entries =

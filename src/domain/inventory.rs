@@ -1,13 +1,13 @@
 //! A node's picture of its backends, volumes and snapshots, as the agent publishes it and the
 //! controller keeps it. A value: whoever holds one sees it as it was at its revision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::capacity::BackendCapacity;
 use super::requests::{Snapshot, Unfinished, Volume};
 use super::trouble::Troubles;
-use crate::names::{BackendName, Handle, LvmUuid, VgName};
+use crate::names::{BackendName, CsiName, Handle, LvmUuid, VgName};
 
 /// All that a node has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Inventory {
     pub revision: u64,
     /// Its backends.
     pub backends: BTreeMap<BackendName, BackendStatus>,
-    /// The VGs of its backends, and all others that hold volumes of ours.
+    /// The VGs of its backends, and all others that hold volumes of ours, or did since the agent started.
     pub vgs: BTreeMap<LvmUuid, VgName>,
     /// Its volumes, by id.
     pub volumes: BTreeMap<Handle, Arc<Volume>>,
@@ -24,6 +24,8 @@ pub struct Inventory {
     pub snapshots: BTreeMap<Handle, Arc<Snapshot>>,
     /// Volumes and snapshots that are being made or removed, or were when that was cut, by id.
     pub unfinished: BTreeMap<Handle, Arc<Unfinished>>,
+    /// Volumes that calls are making now, or wait to make, also those of which there is nothing yet.
+    pub making: BTreeSet<CsiName>,
     /// What is wrong.
     pub troubles: Troubles,
 }

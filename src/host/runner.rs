@@ -22,6 +22,9 @@ const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 const OUTPUT_BYTES_MAX: u64 = 64 << 20;
 /// Programs other than LVM that run at the same time.
 const RUNNING_MAX: usize = 16;
+/// Of these, those that derive a key from a passphrase: Argon2 takes 64 MiB of the pod's memory for each, and who is
+/// over its limit is killed with all that runs beside it.
+const DERIVING_MAX: usize = 3;
 /// A change that takes longer is reported, and again after each such time.
 const SLOW: Duration = Duration::from_secs(30);
 
@@ -85,6 +88,7 @@ pub struct Runner {
     paths: BTreeMap<Program, PathBuf>,
     environment: Vec<(&'static str, String)>,
     running: Semaphore,
+    deriving: Semaphore,
     metrics: ProgramMetrics,
 }
 
@@ -118,7 +122,8 @@ impl Runner {
             ("LVM_SYSTEM_DIR", lvm_dir.to_string_lossy().into_owned()),
             ("LVM_SUPPRESS_FD_WARNINGS", "1".to_owned()),
         ];
-        Ok(Self { paths, environment, running: Semaphore::new(RUNNING_MAX), metrics })
+        let (running, deriving) = (Semaphore::new(RUNNING_MAX), Semaphore::new(DERIVING_MAX));
+        Ok(Self { paths, environment, running, deriving, metrics })
     }
 
     /// Runs a call to its end. A change is waited for however long it takes.
@@ -143,6 +148,9 @@ impl Runner {
         let label = call.label();
         let lost = |e| RunError::Lost(label.clone(), e);
         let closed = || RunError::Start(label.clone(), std::io::Error::other("shutting down"));
+        let derives = call.program == Program::Cryptsetup && matches!(call.input, Input::Secret(_));
+        let _memory =
+            if derives { Some(self.deriving.acquire().await.map_err(|_| closed())?) } else { None };
         // LVM has its own queues: one of a VG does not wait for a mkfs in another.
         let _turn = if call.program == Program::Lvm {
             None
@@ -272,7 +280,8 @@ mod tests {
         Runner {
             paths: Program::ALL.into_iter().map(|p| (p, PathBuf::from("/bin/sh"))).collect(),
             environment: vec![("LC_ALL", "C".to_owned())],
-            running: Semaphore::new(2),
+            running: Semaphore::new(8),
+            deriving: Semaphore::new(DERIVING_MAX),
             metrics: Metrics::new("test").programs(),
         }
     }
@@ -310,6 +319,46 @@ mod tests {
         call.args[1] = "exit 3".to_owned();
         call.input = Input::Secret(Secret::new(vec![b'x'; 1 << 20]));
         assert_eq!(shell().run(&call).await.unwrap().exit, Exit::Code(3));
+    }
+
+    #[tokio::test]
+    async fn few_keys_are_derived_at_the_same_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let (begun, go) = (at("begun"), at("go"));
+        let script = format!(
+            "echo >> {}; while test -d {} && ! test -e {}; do sleep 0.05; done",
+            begun.display(),
+            dir.path().display(),
+            go.display()
+        );
+        let mut call = call(&script, Effect::Change);
+        call.program = Program::Cryptsetup;
+        let runner = std::sync::Arc::new(shell());
+        let key = || Input::Secret(Secret::new(b"key".to_vec()));
+        let spawn = |input: Input| {
+            let (runner, mut call) = (std::sync::Arc::clone(&runner), call.clone());
+            call.input = input;
+            tokio::spawn(async move { runner.run(&call).await.unwrap().exit })
+        };
+        let count = || std::fs::read_to_string(&begun).unwrap_or_default().lines().count();
+        let wait = async |n: usize| {
+            while count() < n {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let mut all: Vec<_> = (0..DERIVING_MAX + 2).map(|_| spawn(key())).collect();
+        wait(DERIVING_MAX).await;
+        // One that derives none waits for none.
+        all.push(spawn(Input::Nothing));
+        wait(DERIVING_MAX + 1).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(count(), DERIVING_MAX + 1);
+        std::fs::write(&go, "").unwrap();
+        for one in all {
+            assert_eq!(one.await.unwrap(), Exit::Code(0));
+        }
+        assert_eq!(count(), DERIVING_MAX + 3);
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cinderblock_proto::agent::v1 as pb;
 
-use super::wire::{bad, parse_handle, parse_snapshot, parse_volume, snapshot, volume};
+use super::wire::{bad, parse_handle, parse_name, parse_snapshot, parse_volume, snapshot, volume};
 use super::{failure, troubles, unfinished};
 use crate::config::BACKENDS_MAX;
 use crate::domain::{
@@ -23,6 +23,8 @@ const HELD_MAX: usize = 32_768;
 const GROUPS_MAX: usize = 1_024;
 const RUNS_MAX: usize = 32_768;
 const PVS_MAX: usize = 1_024;
+/// Volumes that are being made at the same time. More are not told.
+const MAKING_MAX: usize = 1_024;
 /// Records in one event. A record has about 300 bytes, and at the most 700; a message may have 4 MiB.
 const RECORDS_MAX: usize = 5_000;
 
@@ -137,6 +139,10 @@ pub(super) fn events(old: Option<&Inventory>, new: &Inventory) -> Vec<pb::Invent
     if old.is_none() || before.unfinished != new.unfinished {
         first.unfinished = Some(unfinished::print(&new.unfinished));
     }
+    if old.is_none() || before.making != new.making {
+        let names = new.making.iter().take(MAKING_MAX).map(ToString::to_string).collect();
+        first.making = Some(pb::Making { names });
+    }
     let gone = |handle: &&Handle| !new.volumes.contains_key(*handle);
     first.volumes_gone = before.volumes.keys().filter(gone).map(ToString::to_string).collect();
     let gone = |handle: &&Handle| !new.snapshots.contains_key(*handle);
@@ -191,6 +197,10 @@ pub(super) fn apply(inventory: &mut Inventory, event: pb::InventoryEvent) -> Res
     }
     if let Some(unfinished) = event.unfinished {
         inventory.unfinished = unfinished::parse(unfinished)?;
+    }
+    if let Some(making) = event.making {
+        let names = making.names.iter().take(MAKING_MAX);
+        inventory.making = names.map(|name| parse_name(name)).collect::<Result<_>>()?;
     }
     for id in &event.volumes_gone {
         inventory.volumes.remove(&parse_handle(id)?);
@@ -287,6 +297,7 @@ mod tests {
                 })
                 .collect(),
             unfinished: unfinished::tests::some(free),
+            making: (0..free).map(|n| CsiName::parse(&format!("new {n}")).unwrap()).collect(),
             troubles: troubles::tests::some(free),
         }
     }

@@ -1,6 +1,7 @@
 //! The controller: CSI for the sidecars, and a door for nodes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -23,11 +24,14 @@ use crate::net;
 use crate::operator;
 use crate::tls::{self, Identity};
 
+/// How often it is looked whether there is a certificate.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     let Options { common, listen, namespace, node_service_account, certificate, .. } = options;
     let Common { driver_name, config, csi_endpoint, http_address, log: _ } = common;
     let metrics = Metrics::new(&driver_name);
-    let config = config_file::follow(&config, None, stop.clone())?;
+    let config = config_file::follow(&config, None, &metrics, stop.clone())?;
     let api = Api::connect(metrics.api()).await?;
     let registry = Arc::new(Registry::default());
     let counted = Arc::clone(&registry);
@@ -57,11 +61,13 @@ pub(super) async fn run(options: Options, stop: CancellationToken) -> Result<()>
         identify_every: link::IDENTIFY_EVERY,
     };
 
+    let identity_of_door = identity.clone();
     let key = topology_key(&driver_name);
     let events = Box::new(Events::new(api.clone(), driver_name.clone()));
     tasks.spawn(tell_of_troubles(Arc::clone(&registry), events, end.clone()));
     let claims = Box::new(Claims::new(api.clone(), key.clone()));
     let controller = Arc::new(Controller::new(Arc::clone(&registry), config, Some(claims), true));
+    tasks.spawn(open_for_nodes(Arc::clone(&controller), identity_of_door, end.clone()));
     let objects = Box::new(Objects::new(api.clone()));
     let orphans =
         Arc::new(Orphans::new(registry, Arc::clone(&controller), objects, options.orphan_grace));
@@ -119,6 +125,16 @@ fn follow_certificate(
             "--ca-name and --server-name, or --tls-cert-file and --tls-key-file, are needed",
         )),
     }
+}
+
+/// Tells the controller when there is a certificate.
+async fn open_for_nodes(controller: Arc<Controller>, identity: Identity, end: CancellationToken) {
+    while !identity.is_set() {
+        if end.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_none() {
+            return;
+        }
+    }
+    controller.nodes_can_come();
 }
 
 /// Ready when there is a certificate: then nodes can come.

@@ -24,7 +24,7 @@ pub(super) async fn run(options: Standalone, stop: CancellationToken) -> Result<
     let Common { driver_name, config, csi_endpoint, http_address, log: _ } = common;
     let Disks { node_name, run_dir, operator } = disks;
     let metrics = Metrics::new(&driver_name);
-    let config = config_file::follow(&config, Some(&node_name), stop.clone())?;
+    let config = config_file::follow(&config, Some(&node_name), &metrics, stop.clone())?;
     let host = super::host(&run_dir, metrics.programs()).await?;
     let listener = net::unix(&csi_endpoint)?;
     let operators = net::unix(&operator.operator_endpoint)?;

@@ -105,6 +105,18 @@ impl Door {
         Self { registry, controller, address, authority, identity, tokens, labels, _end: end }
     }
 
+    /// Waits until it knows a volume of that name.
+    pub(crate) async fn wait_for(&self, name: &str) {
+        let name = CsiName::parse(name).unwrap();
+        let wait = async {
+            while self.registry.node_with_volume(&name).unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        assert!(waited.is_ok(), "{name} is not known");
+    }
+
     pub(crate) async fn wait(&self, connected: usize) {
         let wait = async {
             while self.registry.connected() != connected {
@@ -380,7 +392,7 @@ async fn an_answer_that_is_lost_leaves_one_volume() {
     door.wait(1).await;
     let (_, made) = door.controller.create_volume(thin("pvc-1"), topology(), &none).await.unwrap();
     assert_eq!(made.handle, volume);
-    assert_eq!(door.controller.volumes(None, None).entries.len(), 1);
+    assert_eq!(door.controller.volumes(None, None).unwrap().entries.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use cinderblock::domain::{
     CapacityRange, ContentSource, CowSize, CreateSnapshot, CreateVolume, Parameters, Topology,
 };
 use cinderblock::error::{ErrorKind, Result};
-use cinderblock::names::{CsiName, Handle};
+use cinderblock::names::{CsiName, Handle, NodeName};
 use cinderblock::units::Bytes;
 use futures_util::future::join_all;
 
@@ -135,6 +135,55 @@ async fn two_controllers_that_are_asked_at_once_make_one_volume() {
         insist(repeated, async || door.controller.delete_volume(volume.clone()).await).await;
     }
     assert_eq!(on(&first.node), (BTreeSet::new(), 0));
+}
+
+/// The controller that a call came to is gone, and with it that it knew whom it had asked; the next one would
+/// choose the other node, which has more room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_was_asked_to_make_is_not_made_on_another_by_the_next_controller() {
+    let doors = [Door::open().await, Door::open().await];
+    let [one, two] = &doors;
+    let mut nodes = Vec::new();
+    for token in ["node:n1", "node:n2"] {
+        let node = Dialling::start(one.address.port(), token, &one.authority).await;
+        let too = node.dial_too(two, token);
+        nodes.push((node, too));
+    }
+    one.wait(2).await;
+    two.wait(2).await;
+    let name = |name: &str| NodeName::parse(name).unwrap();
+    let only = Topology { requisite: vec![name("n1")], preferred: Vec::new() };
+    let on_first = |request| {
+        let none = Parameters::default();
+        let only = only.clone();
+        async move { one.controller.create_volume(request, only, &none).await }
+    };
+    on_first(thin("pvc-0")).await.unwrap();
+    two.wait_for("pvc-0").await;
+
+    let host = &nodes[0].0.node.host;
+    host.stall(Some("lvcreate"));
+    let cut = on_first(thin("pvc-1"));
+    let told = two.wait_for("pvc-1");
+    tokio::select! {
+        _ = cut => panic!("it was made though LVM hangs"),
+        () = told => {}
+    }
+    let repeated = AtomicUsize::new(0);
+    let again = insist(&repeated, async || create(two, &thin("pvc-1")).await);
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        host.stall(None);
+    };
+    let (made, ()) = tokio::join!(again, release);
+    assert_eq!(two.controller.volume(&made).unwrap().0, name("n1"));
+    assert_eq!(on(&nodes[1].0.node).0, BTreeSet::new());
+    assert_eq!(on(&nodes[0].0.node).0, ["pvc-0", "pvc-1"].map(str::to_owned).into());
+    let making = |node: &Dialling| node.node.agent.inventory().borrow().making.clone();
+    assert!(making(&nodes[0].0).is_empty());
+    // With nothing in the making, the roomier node is the one.
+    let next = create(two, &thin("pvc-2")).await.unwrap();
+    assert_eq!(two.controller.volume(&next).unwrap().0, name("n2"));
 }
 
 /// A machine that breaks is replaced by one of the same name, and its disks turn up later.

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: builds all test programs once, runs them ring by ring, and adds up. What is tested is in the rings.
 
+mod filter;
 mod program;
 mod rings;
 mod sanity;
@@ -19,15 +20,15 @@ use clap::Args;
 use program::{Long, Outcome, Program};
 use rings::{Needs, RINGS, Ring};
 
-/// Run the tests: all, one ring, or those with a text in their names
+/// Run the tests: all, one ring, one group, or those with a text in their names
 ///
 /// The rings: unit, service, conformance, model (these need nothing), lvm, sanity, lab (these boot VMs
-/// and need root), kubernetes (a whole cluster in VMs). The ring lab-cluster runs only by its name.
+/// and need root), kubernetes (a whole cluster in VMs). The ring lab-cluster runs only by its name. The groups are faults and scale.
 /// docs/testing.md tells what each proves.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// A ring's name, or else a part of tests' names
-    #[arg(value_name = "RING|FILTER")]
+    /// A ring's or a group's name, or else a part of tests' names
+    #[arg(value_name = "RING|GROUP|FILTER")]
     what: Option<String>,
     #[command(flatten)]
     long: Long,
@@ -58,6 +59,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     );
     let ring = arguments.what.as_deref().and_then(Ring::named);
     let filter = arguments.what.as_deref().filter(|_| ring.is_none());
+    let filter = filter.map(filter::words);
+    let filter = filter.as_deref();
     let rings: Vec<_> = match ring {
         Some(ring) if !ring.exists(&targets) => bail!("the ring {ring} has no tests yet"),
         Some(ring) => vec![ring],
@@ -107,7 +110,7 @@ fn prepare(rings: &[&Ring]) -> Result<()> {
 }
 
 /// Builds the programs of all rings with one call of cargo.
-fn jobs(rings: &[&'static Ring], targets: &[Target], filter: Option<&str>) -> Result<Vec<Job>> {
+fn jobs(rings: &[&'static Ring], targets: &[Target], filter: Option<&[&str]>) -> Result<Vec<Job>> {
     let selection: Vec<_> = rings.iter().flat_map(|ring| ring.selection(targets)).collect();
     let mut artifacts = Vec::new();
     if !selection.is_empty() {
@@ -127,7 +130,7 @@ fn jobs(rings: &[&'static Ring], targets: &[Target], filter: Option<&str>) -> Re
     rings.iter().map(|ring| job(ring, &artifacts, filter)).collect()
 }
 
-fn job(ring: &'static Ring, artifacts: &[Artifact], filter: Option<&str>) -> Result<Job> {
+fn job(ring: &'static Ring, artifacts: &[Artifact], filter: Option<&[&str]>) -> Result<Job> {
     let own = artifacts.iter().filter(|it| ring.has(&it.kind, &it.target));
     let mut programs: Vec<_> = own
         .map(|it| Program {
@@ -152,7 +155,7 @@ fn job(ring: &'static Ring, artifacts: &[Artifact], filter: Option<&str>) -> Res
 }
 
 /// Leaves only what has tests with such names.
-fn select(jobs: &mut Vec<Job>, filter: &str) -> Result<()> {
+fn select(jobs: &mut Vec<Job>, filter: &[&str]) -> Result<()> {
     for job in &mut *jobs {
         let mut programs = Vec::new();
         for program in job.programs.drain(..) {
@@ -172,7 +175,7 @@ struct Done {
     took: Duration,
 }
 
-fn run_ring(job: &Job, filter: Option<&str>) -> Done {
+fn run_ring(job: &Job, filter: Option<&[&str]>) -> Done {
     let ring = job.ring;
     println!("\n{ring}: {}", ring.about);
     let start = Instant::now();

@@ -122,10 +122,10 @@ impl Program {
         Ok(command)
     }
 
-    /// How many tests have names with this part.
-    pub(crate) fn count(&self, filter: &str) -> Result<usize> {
+    /// How many tests have names with one of these parts.
+    pub(crate) fn count(&self, filter: &[&str]) -> Result<usize> {
         let output = self
-            .command(&["--list", filter])?
+            .command(&[&["--list"], filter].concat())?
             .output()
             .with_context(|| format!("starting {}", self.name))?;
         let complaint = String::from_utf8_lossy(&output.stderr);
@@ -133,16 +133,17 @@ impl Program {
         Ok(libtest::names(&String::from_utf8_lossy(&output.stdout)).len())
     }
 
-    /// Runs its tests, or those with names with this part. When one fails all output is shown.
+    /// Runs its tests, or those with names with one of these parts. When one fails all output is shown.
     /// With `live` each test is shown when it ends. `at_once` is how many tests may run side by
     /// side, if that is not for the program to say.
     pub(crate) fn run(
         &self,
-        filter: Option<&str>,
+        filter: Option<&[&str]>,
         live: bool,
         at_once: Option<usize>,
     ) -> Result<Outcome> {
-        let words: Vec<_> = ["--color=never"].into_iter().chain(filter).collect();
+        let words: Vec<_> =
+            ["--color=never"].iter().chain(filter.unwrap_or_default()).copied().collect();
         let threads = at_once.map(|number| format!("--test-threads={number}"));
         let mut child = self
             .command(&words)?
@@ -398,7 +399,7 @@ mod tests {
         let words = vec![own.into_os_string()];
         let own =
             Program { name: "own".to_owned(), folder: "/".into(), words, long: Long::default() };
-        assert_eq!(own.count("our_own_tests_are_counted").unwrap(), 1);
-        assert_eq!(own.count("no test has such a name").unwrap(), 0);
+        assert_eq!(own.count(&["our_own_tests_are_counted"]).unwrap(), 1);
+        assert_eq!(own.count(&["no test has such a name"]).unwrap(), 0);
     }
 }

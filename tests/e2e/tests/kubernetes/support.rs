@@ -130,9 +130,20 @@ impl<'a> Test<'a> {
             let of = |it: &&Value| it["spec"]["volumeSnapshotRef"]["namespace"] == *name;
             Ok((contents.iter().filter(of).count() == 0).then_some(()))
         })?;
-        let left = all_lvs(cluster)?;
-        let left: Vec<_> = left.iter().filter(|lv| lvs.contains(lv)).collect();
-        ensure!(left.is_empty(), "Kubernetes has forgotten these volumes, LVM has not: {left:?}");
+        // By what Kubernetes knew of them, and by the claims that they were made for: of these, nobody may know.
+        let of_claims = format!("cb.pvc={name}/");
+        let mut left = Vec::new();
+        // What was deleted may still be wiped.
+        let gone = cluster.eventually("its LVs to be gone", patience, || {
+            let all = tagged_lvs(cluster)?.into_iter().filter(|(lv, tags)| {
+                lvs.contains(lv) || tags.iter().any(|tag| tag.starts_with(&of_claims))
+            });
+            left = all.map(|(lv, _)| lv).collect();
+            Ok(left.is_empty().then_some(()))
+        });
+        gone.with_context(|| {
+            format!("Kubernetes has forgotten these volumes, LVM has not: {left:?}")
+        })?;
         Ok(())
     }
 }
@@ -163,6 +174,11 @@ pub(crate) fn lv_name(handle: &str) -> Result<&str> {
 
 /// The names of all LVs of the driver on all nodes, without pools.
 pub(crate) fn all_lvs(cluster: &Cluster) -> Result<Vec<String>> {
+    Ok(tagged_lvs(cluster)?.into_iter().map(|(name, _)| name).collect())
+}
+
+/// The same with their tags.
+fn tagged_lvs(cluster: &Cluster) -> Result<Vec<(String, Vec<String>)>> {
     let mut found = Vec::new();
     for node in cluster.lab().nodes()? {
         let rows = node.exec(["lvs", "--noheadings", "-o", "lv_name,lv_tags", VG]).text()?;
@@ -170,7 +186,8 @@ pub(crate) fn all_lvs(cluster: &Cluster) -> Result<Vec<String>> {
             let (name, tags) = row.trim().split_once(' ').unwrap_or((row.trim(), ""));
             let tags: Vec<_> = tags.trim().split(',').collect();
             if tags.contains(&"cinderblock=1") && !tags.contains(&"cb.pool") {
-                found.push(name.to_owned());
+                let tags = tags.iter().map(|tag| (*tag).to_owned());
+                found.push((name.to_owned(), tags.collect()));
             }
         }
     }

@@ -28,8 +28,9 @@ const KEEP: &str = "CINDERBLOCK_KEEP";
 type Test = fn(&Cluster) -> Result<()>;
 
 /// All tests, in the order in which they begin: those that disturb others at the end.
-#[derive(Default)]
 pub(crate) struct Tests {
+    /// Parts of names, of which one is enough. None: all.
+    words: Vec<String>,
     trials: Vec<Trial>,
     world: Arc<World>,
 }
@@ -42,6 +43,11 @@ struct World {
 }
 
 impl Tests {
+    /// None yet, and only such as have one of these words in their names.
+    pub(crate) fn with_any_of(words: Vec<String>) -> Self {
+        Self { words, trials: Vec::new(), world: Arc::default() }
+    }
+
     /// A test that runs beside others.
     pub(crate) fn add(&mut self, name: &str, test: Test) {
         self.add_as(name, test, false);
@@ -53,6 +59,9 @@ impl Tests {
     }
 
     fn add_as(&mut self, name: &str, test: Test, alone: bool) {
+        if !self.words.is_empty() && !self.words.iter().any(|word| name.contains(word)) {
+            return;
+        }
         let world = Arc::clone(&self.world);
         let named = name.to_owned();
         self.trials.push(Trial::test(name, move || world.run(&named, test, alone)));

@@ -29,6 +29,8 @@ struct Fullness {
     threads: u64,
     /// Of the VG's metadata as text.
     lines: u64,
+    /// Of the VG and of all LVs.
+    tags: u64,
     free_extents: u64,
     /// Of the pool's metadata, in use.
     blocks: u64,
@@ -53,6 +55,12 @@ impl Fullness {
                 "lines",
                 &format!(
                     "LVM_SYSTEM_DIR=/tmp/lvm vgcfgbackup -qq -f /tmp/vg {VG}; grep -c . /tmp/vg; rm /tmp/vg"
+                ),
+            )?,
+            tags: number(
+                "tags",
+                &format!(
+                    "{{ LVM_SYSTEM_DIR=/tmp/lvm vgs --noheadings -o vg_tags {VG}; LVM_SYSTEM_DIR=/tmp/lvm lvs -a --noheadings -o lv_tags {VG}; }} | tr ', ' '\n\n' | grep -c . || true"
                 ),
             )?,
             free_extents: number(
@@ -80,6 +88,7 @@ impl Fullness {
         // Blocking calls have threads that wait for the next one for a while.
         grown("threads", self.threads, before.threads, 8)?;
         grown("lines of the VG's metadata", self.lines, before.lines, 0)?;
+        grown("tags", self.tags, before.tags, 0)?;
         grown("the pool's metadata", self.blocks, before.blocks, 2)?;
         let new: Vec<_> = self.files.difference(&before.files).collect();
         ensure!(new.is_empty(), "new files: {new:?}");
@@ -92,11 +101,12 @@ impl fmt::Display for Fullness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} KiB, {} descriptors, {} threads, {} lines of metadata, {} blocks of the pool's, {} files",
+            "{} KiB, {} descriptors, {} threads, {} lines of metadata, {} tags, {} blocks of the pool's, {} files",
             self.memory_kib,
             self.descriptors,
             self.threads,
             self.lines,
+            self.tags,
             self.blocks,
             self.files.len()
         )

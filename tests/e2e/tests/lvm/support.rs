@@ -128,12 +128,21 @@ pub(crate) fn lvs(machine: &Machine) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Fails when anything is left beside the pool: LVs, device-mapper devices, mounts.
+/// The tags that a VG and its pool may have while there is no volume.
+const LASTING: [&str; 3] = ["", "cinderblock=1", "cb.pool"];
+
+/// Fails when anything is left beside the pool: LVs, tags, device-mapper devices, mounts.
 pub(crate) fn expect_nothing_left(machine: &Machine) -> Result<()> {
     without_trash(machine)?;
     let found = lvs(machine)?;
     let pool = ["[lvol0_pmspare]", "[pool0_tdata]", "[pool0_tmeta]", "pool0"];
     ensure!(found == pool, "the volume group should hold the pool alone, but has {found:?}");
+    let tags = format!(
+        "{{ vgs --noheadings -o vg_tags {VG}; lvs -a --noheadings -o lv_tags {VG}; }} | tr ', ' '\n\n' | sort -u"
+    );
+    let tags = machine.sh(&tags)?;
+    let strange: Vec<_> = tags.lines().filter(|tag| !LASTING.contains(tag)).collect();
+    ensure!(strange.is_empty(), "the volume group and its pool have the tags {strange:?}");
     let devices = machine.sh("dmsetup ls | cut -f 1 | sort")?;
     let layers = ["vg0-pool0", "vg0-pool0-tpool", "vg0-pool0_tdata", "vg0-pool0_tmeta"];
     let strange: Vec<_> = devices.lines().filter(|name| !layers.contains(name)).collect();

@@ -164,6 +164,15 @@ impl Piece {
                 let size = u64::try_from(found.capacity_bytes)?;
                 ensure!(size >= self.size, "{} has {size} bytes, not {}", v.id, self.size);
             }
+            // Before the same is asked for again, which would make what is missing.
+            if let Some(copy) = &self.restored {
+                let is_there = listed.iter().any(|it| it.volume_id == copy.id);
+                ensure!(is_there, "{}, which was restored, is gone", copy.id);
+            }
+            if let Some(snapshot) = &self.snapshot {
+                let is_there = csi.snapshots()?.iter().any(|it| it.snapshot_id == *snapshot);
+                ensure!(is_there, "{snapshot}, which was taken, is gone");
+            }
             self.live(machine, csi, call)?.context("nobody cuts it")?;
             let copy = self.restored.as_mut().context("it was restored")?;
             copy.csi = csi.clone();
