@@ -216,6 +216,36 @@ impl Reason {
 mod tests {
     use super::*;
 
+    /// The one behind it: who adds a reason has to put it here, and so into [`Reason::ALL`].
+    const fn next(reason: Reason) -> Option<Reason> {
+        Some(match reason {
+            Reason::VolumeDegraded => Reason::VolumeResyncing,
+            Reason::VolumeResyncing => Reason::VolumeInaccessible,
+            Reason::VolumeInaccessible => Reason::FilesystemReadOnly,
+            Reason::FilesystemReadOnly => Reason::SnapshotLost,
+            Reason::SnapshotLost => Reason::SnapshotCannotGrow,
+            Reason::SnapshotCannotGrow => Reason::BackendNotReady,
+            Reason::BackendNotReady => Reason::BackendSetupFailed,
+            Reason::BackendSetupFailed => Reason::PhysicalVolumeMissing,
+            Reason::PhysicalVolumeMissing => Reason::ThinPoolDegraded,
+            Reason::ThinPoolDegraded => Reason::ThinPoolCannotGrow,
+            Reason::ThinPoolCannotGrow => Reason::ThinPoolAlmostFull,
+            Reason::ThinPoolAlmostFull => Reason::ThinPoolFull,
+            Reason::ThinPoolFull => Reason::ThinPoolFailed,
+            Reason::ThinPoolFailed => Reason::ThinPoolQueuesWhenFull,
+            Reason::ThinPoolQueuesWhenFull => Reason::LvmHangs,
+            Reason::LvmHangs => Reason::Orphaned,
+            Reason::Orphaned => return None,
+        })
+    }
+
+    /// What is not among all is not read from the wire, and told to nobody.
+    #[test]
+    fn all_are_all() {
+        let all = std::iter::successors(Some(Reason::VolumeDegraded), |reason| next(*reason));
+        assert_eq!(all.collect::<Vec<_>>(), Reason::ALL);
+    }
+
     #[test]
     fn reasons_are_words_that_differ() {
         let words = Reason::ALL.iter().flat_map(|r| [r.as_str(), r.mended()]);

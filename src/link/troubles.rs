@@ -64,6 +64,21 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn every_reason_comes_through() {
+        let volume = Handle::parse(&format!("{}/pvc-1", LvmUuid::derived("vg"))).unwrap();
+        let backend = BackendName::parse("a").unwrap();
+        for subject in [Subject::Volume(volume), Subject::Backend(backend)] {
+            let all = Reason::ALL.into_iter().zip(1..).map(|(reason, since_unix)| {
+                let sentence = format!("why {since_unix}");
+                ((subject.clone(), reason), Trouble { sentence, since_unix })
+            });
+            let all: Troubles = all.collect();
+            assert_eq!(all.len(), Reason::ALL.len());
+            assert_eq!(parse(print(&all)).unwrap(), all);
+        }
+    }
+
+    #[test]
     fn what_is_not_known_is_left_out() {
         let mut wire = print(&some(1));
         wire.troubles[0].reason = "FromTheFuture".to_owned();

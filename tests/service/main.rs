@@ -25,6 +25,8 @@
 mod behaviour;
 mod copies;
 mod encryption;
+mod every_trouble;
+mod fake_api;
 mod faults;
 mod hostile;
 mod link;
