@@ -23,21 +23,13 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::fake_api::{Seen, api, not_found, page};
+use crate::pool_parts::RAID1 as RAID_POOL;
 use crate::support::{CONFIG, Node, VG, mounted, staging, thick, volume};
 
 const DRIVER: &str = "lvm.example";
 const EXT4: FsType = FsType::Ext4;
 const DISK: &str = "/dev/disk/by-id/disk1";
 const GRACE: Duration = Duration::from_mins(4);
-const RAID_POOL: &str = "
-backends:
-  - name: fast
-    volumeGroup: vg0
-    create: true
-    devices: [/dev/disk/by-id/disk0, /dev/disk/by-id/disk1, /dev/disk/by-id/disk2]
-    thinPool: { size: 50%, overprovision: 4, layout: raid1 }
-    reserve: 0%
-";
 
 /// Where people see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,8 +25,15 @@ pub(crate) type Call =
 /// How often a caller tries again.
 const TRIES: usize = 6;
 
-async fn ready(case: &str) -> Node {
-    if case.contains("raid") { Node::ready_without_a_pool().await } else { Node::ready().await }
+pub(crate) async fn ready(case: &str) -> Node {
+    let has = |part| case.contains(part);
+    if has("raid5") || has("raid6") || has("raid10") {
+        Node::ready_on_disks(4).await
+    } else if has("raid") || has("striped") {
+        Node::ready_without_a_pool().await
+    } else {
+        Node::ready().await
+    }
 }
 
 /// Runs the call without a fault, then with one at each of its effects, each in a host of its own.
@@ -151,10 +158,27 @@ const EXT4: Usage = Usage::Filesystem(FsType::Ext4);
 
 /// A raid1 volume on both disks.
 fn mirrored(name: &str, usage: Usage) -> cinderblock::domain::CreateVolume {
-    let mut request = volume(name, Provisioning::Thick, usage, 1);
-    request.class.layout =
-        ThickLayout::Raid { level: RaidLevel::Raid1, legs: 2, stripe_size: Bytes::ZERO };
+    let layout = ThickLayout::Raid { level: RaidLevel::Raid1, legs: 2, stripe_size: Bytes::ZERO };
+    laid_out(volume(name, Provisioning::Thick, usage, 1), layout)
+}
+
+fn laid_out(
+    mut request: cinderblock::domain::CreateVolume,
+    layout: ThickLayout,
+) -> cinderblock::domain::CreateVolume {
+    request.class.layout = layout;
     request
+}
+
+/// A volume of two stripes.
+fn striped(name: &str) -> cinderblock::domain::CreateVolume {
+    laid_out(thick(name), ThickLayout::Striped { stripes: 2, stripe_size: Bytes::kib(64) })
+}
+
+/// A RAID volume of two legs with data, and those that it needs beside them.
+fn raid(name: &str, level: RaidLevel) -> cinderblock::domain::CreateVolume {
+    let (legs, stripe_size) = (level.legs(2), Bytes::kib(64));
+    laid_out(thick(name), ThickLayout::Raid { level, legs, stripe_size })
 }
 
 async fn made(node: &Node, request: cinderblock::domain::CreateVolume) -> Handle {
@@ -238,6 +262,22 @@ cases! {
     create_block: |_node| vec![],
         |node, _h| node.create(block("pvc-1", Provisioning::Thick)).await.map(drop);
     create_raid: |_node| vec![], |node, _h| node.create(mirrored("pvc-1", Usage::Block)).await.map(drop);
+    create_thin_block: |_node| vec![],
+        |node, _h| node.create(block("pvc-1", Provisioning::Thin)).await.map(drop);
+    create_thin_xfs: |_node| vec![],
+        |node, _h| node.create(fs("pvc-1", Provisioning::Thin, FsType::Xfs)).await.map(drop);
+    create_btrfs: |_node| vec![],
+        |node, _h| node.create(fs("pvc-1", Provisioning::Thick, FsType::Btrfs)).await.map(drop);
+    create_striped: |_node| vec![], |node, _h| node.create(striped("pvc-1")).await.map(drop);
+    create_raid5: |_node| vec![],
+        |node, _h| node.create(raid("pvc-1", RaidLevel::Raid5)).await.map(drop);
+    create_raid6: |_node| vec![],
+        |node, _h| node.create(raid("pvc-1", RaidLevel::Raid6)).await.map(drop);
+    create_raid10: |_node| vec![],
+        |node, _h| node.create(raid("pvc-1", RaidLevel::Raid10)).await.map(drop);
+    create_luks: |_node| vec![], |node, _h| node.create(encrypted(thick("pvc-1"))).await.map(drop);
+    create_thin_luks: |_node| vec![],
+        |node, _h| node.create(encrypted(thin("pvc-1"))).await.map(drop);
     create_with_an_odd_name: |_node| vec![],
         |node, _h| node.create(thin("data for all")).await.map(drop);
 
@@ -357,6 +397,10 @@ cases! {
         node.write(&handle, AccessType::Block, "data").await;
         vec![handle]
     }, |node, h| node.expand(&h[0], Bytes::gib(2)).await.map(drop);
+    expand_striped: |node| vec![made(node, striped("pvc-1")).await],
+        |node, h| node.expand(&h[0], Bytes::gib(2)).await.map(drop);
+    expand_raid5: |node| vec![made(node, raid("pvc-1", RaidLevel::Raid5)).await],
+        |node, h| node.expand(&h[0], Bytes::gib(2)).await.map(drop);
     delete_raid: |node| vec![made(node, mirrored("pvc-1", EXT4)).await],
         |node, h| node.delete(&h[0]).await;
 

@@ -14,7 +14,7 @@ use cinderblock::units::Bytes;
 
 use crate::support::{Node, VG, mounted, staging, thin};
 
-const RAID1: &str = "
+pub(crate) const RAID1: &str = "
 backends:
   - name: fast
     volumeGroup: vg0

@@ -3,14 +3,17 @@
 
 use std::time::Duration;
 
-use cinderblock::domain::{BackendState, CreateVolume, PoolCapacity, Provisioning, VolumeAgent};
+use cinderblock::domain::{
+    BackendState, CowSize, CreateSnapshot, CreateVolume, PoolCapacity, Provisioning, VolumeAgent,
+};
 use cinderblock::error::ErrorKind;
 use cinderblock::lvm::tag::{FsType, Tags, Usage};
 use cinderblock::metrics::Metrics;
-use cinderblock::names::LvName;
-use cinderblock::sim::{Fault, Mode, SimHost};
+use cinderblock::names::{CsiName, LvName};
+use cinderblock::sim::{Fault, Mode, SimHost, World};
 use cinderblock::units::Bytes;
 
+use crate::pool_parts::RAID1 as RAID_POOL;
 use crate::support::{CONFIG, Node, VG, thick, thin, volume};
 
 const POOL: &str = "pool0";
@@ -81,25 +84,81 @@ async fn a_pool_grows_before_it_is_full_by_one_process_each_time() {
     assert_eq!(runs(), start + 2, "no more than that");
 }
 
+/// What grows by itself.
+#[derive(Clone, Copy, Debug)]
+enum Grows {
+    Data,
+    Metadata,
+    RaidPool,
+    ThickSnapshot,
+}
+
+/// A node where it has room to grow.
+async fn growable(what: Grows) -> Node {
+    let node = match what {
+        Grows::Data | Grows::Metadata => promised().await,
+        Grows::RaidPool => {
+            let host = SimHost::new(World::with_disks(&[Bytes::gib(20); 3]));
+            let node = Node::start(&host, RAID_POOL);
+            node.wait_ready().await;
+            node.create(large("pvc-1")).await.unwrap();
+            node
+        }
+        Grows::ThickSnapshot => {
+            let node = Node::ready().await;
+            let request = volume("pvc-0", Provisioning::Thick, Usage::Filesystem(FsType::Ext4), 3);
+            let source = node.create(request).await.unwrap().handle;
+            let name = CsiName::parse("snapshot-0").unwrap();
+            let cow_size = CowSize::percent(10).unwrap();
+            let request = CreateSnapshot { name, source, cow_size };
+            node.agent.create_snapshot(request).await.unwrap();
+            node
+        }
+    };
+    node.host.arm(None);
+    node
+}
+
+/// So much is used that it should grow, once.
+fn use_up(host: &SimHost, what: Grows) {
+    match what {
+        Grows::Data | Grows::RaidPool => fill(host, 85),
+        Grows::Metadata => host.world().pool(VG, POOL).metadata_used = Bytes::mib(35),
+        Grows::ThickSnapshot => host.world().fill_snapshot(VG, "snap-0", Bytes::mib(400)),
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_growth_can_be_cut_anywhere() {
-    let node = promised().await;
-    fill(&node.host, 85);
-    tokio::time::sleep(LONG).await;
-    let host = node.end().await;
-    let (effects, wanted) = (host.effects(), host.world().summary());
-    assert_eq!(effects.len(), 1, "{effects:?}");
-    for mode in Mode::ALL {
-        let mut node = promised().await;
-        node.host.arm(Some(Fault { at: 0, mode }));
-        fill(&node.host, 85);
+    for (what, option) in [
+        (Grows::Data, "lvextend"),
+        (Grows::Metadata, "--poolmetadatasize"),
+        (Grows::RaidPool, "lvextend"),
+        (Grows::ThickSnapshot, "lvextend"),
+    ] {
+        let node = growable(what).await;
+        let before = node.host.world().summary();
+        use_up(&node.host, what);
         tokio::time::sleep(LONG).await;
-        if mode.kills() {
-            node = node.reincarnate().await;
+        let host = node.end().await;
+        let (effects, wanted) = (host.effects(), host.world().summary());
+        assert_eq!(effects.len(), 1, "{what:?}: {effects:?}");
+        assert!(effects[0].contains(option), "{what:?}: {effects:?}");
+        assert_ne!(before, wanted, "{what:?}");
+        for mode in Mode::ALL {
+            let mut node = growable(what).await;
+            node.host.arm(Some(Fault { at: 0, mode }));
+            use_up(&node.host, what);
             tokio::time::sleep(LONG).await;
+            if mode.kills() {
+                node = node.reincarnate().await;
+                tokio::time::sleep(LONG).await;
+            }
+            let troubles = node.agent.inventory().borrow().troubles.clone();
+            assert!(troubles.is_empty(), "{what:?}, {mode:?}: {troubles:?}");
+            assert!(!pool(&node).stuck, "{what:?}, {mode:?}");
+            assert_eq!(node.end().await.world().summary(), wanted, "{what:?}, {mode:?}");
         }
-        assert!(!pool(&node).stuck, "{mode:?}");
-        assert_eq!(node.end().await.world().summary(), wanted, "{mode:?}");
     }
 }
 

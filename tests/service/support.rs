@@ -79,6 +79,18 @@ impl Node {
         Self::ready_with("", &config.join("\n")).await
     }
 
+    /// The same on so many disks.
+    pub async fn ready_on_disks(count: usize) -> Self {
+        let disks: Vec<_> = (0..count).map(|n| format!("/dev/disk/by-id/disk{n}")).collect();
+        let config: Vec<&str> = CONFIG.lines().filter(|line| !line.contains("thinPool")).collect();
+        let two = "/dev/disk/by-id/disk0, /dev/disk/by-id/disk1";
+        let config = config.join("\n").replace(two, &disks.join(", "));
+        let host = SimHost::new(World::with_disks(&vec![Bytes::gib(20); count]));
+        let node = Self::start(&host, &config);
+        node.wait_ready().await;
+        node
+    }
+
     async fn ready_with(world: &str, config: &str) -> Self {
         let disks = World::with_disks(&[Bytes::gib(20), Bytes::gib(20)]);
         let host = SimHost::new(disks.named(world));

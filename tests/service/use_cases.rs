@@ -3,12 +3,15 @@
 
 use std::collections::BTreeSet;
 
-use cinderblock::domain::VolumeClass;
+use cinderblock::domain::{Provisioning, VolumeClass};
 use cinderblock::lvm::change::Change;
-use cinderblock::lvm::layout::ThickLayout;
-use cinderblock::lvm::tag::{FsType, Wipe};
+use cinderblock::lvm::layout::{RaidLevel, ThickLayout};
+use cinderblock::lvm::state::{Lv, LvLayout};
+use cinderblock::lvm::tag::{FsType, Usage, Wipe};
+use cinderblock::units::Bytes;
 
-use crate::faults::{CASES, effects};
+use crate::faults::{CASES, effects, ready};
+use crate::support::VG;
 
 /// How it is known that a call can be cut anywhere.
 enum Cut {
@@ -120,15 +123,93 @@ const fn known(change: &Change, class: &VolumeClass, fs: FsType) {
         // Every sweep: LVM is cut in the midst of each of the above.
         | Change::Refresh { .. } => {}
     }
-    let VolumeClass { backend: _, provisioning: _, layout, wipe, luks: _ } = class;
-    match layout {
-        ThickLayout::Linear | ThickLayout::Striped { .. } | ThickLayout::Raid { .. } => {}
-    }
+    // every_kind_of_volume_is_made_and_cut: all of it but how it is cleared.
+    let VolumeClass { backend: _, provisioning: _, layout: _, wipe, luks: _ } = class;
     match wipe {
         None | Some(Wipe::Discard | Wipe::Zero) => {}
     }
     match fs {
         FsType::Ext4 | FsType::Xfs | FsType::Btrfs => {}
+    }
+}
+
+const fn level(level: RaidLevel) -> &'static str {
+    match level {
+        RaidLevel::Raid1 => "raid1",
+        RaidLevel::Raid5 => "raid5",
+        RaidLevel::Raid6 => "raid6",
+        RaidLevel::Raid10 => "raid10",
+    }
+}
+
+/// The kinds that a volume is of, each a word.
+fn kinds(lv: &Lv) -> Vec<&'static str> {
+    let layout = match &lv.layout {
+        LvLayout::Thin { .. } => "thin",
+        LvLayout::Linear => "linear",
+        LvLayout::Striped { .. } => "striped",
+        LvLayout::Raid(ThickLayout::Raid { level: of, .. }) => level(*of),
+        LvLayout::Raid(_)
+        | LvLayout::UnfinishedRaid(_)
+        | LvLayout::ThinPool { .. }
+        | LvLayout::Cow { .. }
+        | LvLayout::Other(_) => {
+            panic!("{:?}", lv.layout)
+        }
+    };
+    let usage = match lv.tags.usage {
+        Some(Usage::Block) => "block",
+        Some(Usage::Filesystem(fs)) => fs.as_str(),
+        None => panic!("{:?}", lv.tags),
+    };
+    let class = match (lv.pool().is_some(), lv.tags.luks) {
+        (true, true) => "thin and encrypted",
+        (false, true) => "thick and encrypted",
+        (true, false) => "thin and plain",
+        (false, false) => "thick and plain",
+    };
+    vec![layout, usage, class]
+}
+
+/// All kinds. Breaks the build when a class can ask for something new.
+fn all_kinds() -> Vec<&'static str> {
+    const PROVISIONING: [Provisioning; 2] = [Provisioning::Thin, Provisioning::Thick];
+    let mut all: Vec<_> = RaidLevel::ALL.into_iter().map(level).collect();
+    all.extend(FsType::ALL.map(FsType::as_str));
+    all.push("block");
+    for provisioning in PROVISIONING {
+        all.extend(match provisioning {
+            Provisioning::Thin => ["thin and plain", "thin and encrypted"],
+            Provisioning::Thick => ["thick and plain", "thick and encrypted"],
+        });
+    }
+    let stripe_size = Bytes::ZERO;
+    for layout in [ThickLayout::Linear, ThickLayout::Striped { stripes: 2, stripe_size }] {
+        all.push(match layout {
+            ThickLayout::Linear => "linear",
+            ThickLayout::Striped { .. } => "striped",
+            ThickLayout::Raid { level: of, .. } => level(of),
+        });
+    }
+    all
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_kind_of_volume_is_made_and_cut() {
+    let mut made = BTreeSet::new();
+    for (name, prepare, call) in CASES.iter().filter(|(name, ..)| name.starts_with("create_")) {
+        let node = ready(name).await;
+        let handles = prepare(&node).await;
+        call(&node, &handles).await.unwrap();
+        let lvs = node.host.world().vg(VG).unwrap().lvs.clone();
+        let volume = lvs.values().find(|lv| lv.is_volume()).unwrap();
+        made.extend(kinds(volume));
+    }
+    let missing: Vec<_> = all_kinds().into_iter().filter(|kind| !made.contains(kind)).collect();
+    assert!(missing.is_empty(), "no case creates: {missing:?}");
+    // Each layout grows in a way of its own.
+    for kind in ["thin", "thick", "thick_block", "striped", "raid", "raid5"] {
+        assert!(CASES.iter().any(|(name, ..)| *name == format!("expand_{kind}")), "{kind}");
     }
 }
 
