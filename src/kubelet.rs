@@ -23,8 +23,11 @@ const VERSIONS: [&str; 1] = ["1.0.0"];
 /// HTTP/2 authority, and the server takes such a text only where a user's name may be: before an
 /// `@`. With any other name every call ends as `PROTOCOL_ERROR`, unseen by us.
 const SOCKET_SUFFIX: &str = "@reg.sock";
-/// Connections at a time: the kubelet has one.
+/// Connections at a time, and calls of each: the kubelet has one.
 const CONNECTIONS_MAX: usize = 16;
+const CALLS_MAX: usize = 4;
+/// A connection on which nothing comes back within these is ended.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 /// After a refusal the socket is made anew, which lets the kubelet try again.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
@@ -51,6 +54,9 @@ impl Registrar {
             let refused = Arc::new(Notify::new());
             let listener = net::unix(&socket)?;
             let serving = Server::builder()
+                .http2_keepalive_interval(Some(KEEPALIVE))
+                .http2_keepalive_timeout(Some(KEEPALIVE))
+                .concurrency_limit_per_connection(CALLS_MAX)
                 .add_service(RegistrationServer::new(Service {
                     registrar: self.clone(),
                     refused: Arc::clone(&refused),

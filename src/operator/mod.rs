@@ -6,15 +6,16 @@ mod ask;
 mod repair;
 mod serve;
 
+use std::fmt::Display;
 use std::path::Path;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
-use tonic::Request;
 use tonic::transport::server::Router;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tonic::{Request, Status};
 
 use crate::error::{Error, Result};
 use crate::net;
@@ -34,6 +35,8 @@ const CONNECTIONS_MAX: usize = 8;
 const CALLS_MAX: usize = 4;
 /// A connection on which nothing comes back within these is ended.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// The longest refusal. It goes in a header, and may repeat a value of the request.
+const REFUSAL_MAX: usize = 1_024;
 
 async fn connect(socket: &Path) -> Result<Channel, tonic::transport::Error> {
     let path = socket.to_owned();
@@ -53,6 +56,11 @@ fn request<T>(message: T) -> Request<T> {
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.push_str(&text.to_string());
     out.push('\n');
+}
+
+fn invalid(why: &impl Display) -> Status {
+    let sentence: String = why.to_string().chars().take(REFUSAL_MAX).collect();
+    Status::invalid_argument(sentence)
 }
 
 fn server() -> Server {

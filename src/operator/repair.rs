@@ -84,7 +84,7 @@ impl<H: Host> NodeOperator for Service<H> {
     ) -> Result<Response<pb::RepairResponse>, Status> {
         let name = request.into_inner().backend;
         let backend = if name.is_empty() { None } else { Some(BackendName::parse(&name)) };
-        let backend = backend.transpose().map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let backend = backend.transpose().map_err(|e| super::invalid(&e))?;
         let done = self.0.repair(backend).await;
         let done = done.map_err(|error| Status::unavailable(error.chain()))?;
         let outcome = |it: Repaired| Outcome { what: it.what, said: it.said, failed: it.failed };

@@ -60,7 +60,7 @@ impl Operator for Service {
         }
         let parsed = handles.iter().map(|text| Handle::parse(text));
         let parsed = parsed.collect::<Result<Vec<_>, _>>();
-        let parsed = parsed.map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let parsed = parsed.map_err(|e| super::invalid(&e))?;
         // To its end, also when nobody waits for it any more.
         let orphans = Arc::clone(&self.0);
         let task = tokio::spawn(async move { orphans.remove(&parsed).await });

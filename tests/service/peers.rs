@@ -4,19 +4,22 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
-use cinderblock::tls::client_config;
+use cinderblock::tls::{client_config, server_config};
 use cinderblock_proto::agent::v1 as pb;
+use hyper_util::rt::TokioIo;
+use pb::node_agent_client::NodeAgentClient;
 use pb::node_agent_server::{NodeAgent, NodeAgentServer};
 use prost::Message;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status};
 
 use crate::link::{Door, trust};
@@ -193,4 +196,21 @@ pub(crate) async fn greet(door: &Door, hello: &pb::Hello) -> TlsStream<TcpStream
     let welcome: pb::Welcome = receive(&mut stream).await;
     assert_eq!((welcome.protocol, welcome.refusal.as_str()), (1, ""));
     stream
+}
+
+/// A controller of the test's own, with the door's certificate, that welcomes the node which dials here.
+pub(crate) async fn controller_of(listener: &TcpListener, door: &Door) -> NodeAgentClient<Channel> {
+    let (stream, _) = listener.accept().await.unwrap();
+    let config = server_config(door.identity.clone()).unwrap();
+    let mut stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+    let hello: pb::Hello = receive(&mut stream).await;
+    assert_eq!((hello.protocol, hello.token.as_str()), (1, "node:n1"));
+    send(&mut stream, &pb::Welcome { protocol: 1, ..pb::Welcome::default() }).await;
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_: Uri| {
+        let stream = stream.take();
+        async move { stream.ok_or_else(|| std::io::Error::other("once")) }
+    });
+    let channel = Endpoint::from_static("http://node").connect_with_connector(connector).await;
+    NodeAgentClient::new(channel.unwrap())
 }

@@ -7,23 +7,36 @@ use std::time::Duration;
 
 use cinderblock::admin;
 use cinderblock::config::Config;
+use cinderblock::controller::{Controller, Orphans, Registry};
 use cinderblock::csi;
+use cinderblock::kube::Objects;
+use cinderblock::kubelet::Registrar;
 use cinderblock::metrics::Metrics;
-use cinderblock::names::NodeName;
+use cinderblock::names::{LvmUuid, NodeName};
 use cinderblock::net;
+use cinderblock::operator::{serve, serve_repair};
 use cinderblock::run::standalone::services;
+use cinderblock_proto::agent::v1 as agent;
 use cinderblock_proto::csi::v1 as pb;
+use cinderblock_proto::operator::v1 as operator;
+use cinderblock_proto::pluginregistration as registration;
 use hyper_util::rt::TokioIo;
+use operator::node_operator_client::NodeOperatorClient;
+use operator::operator_client::OperatorClient;
 use pb::identity_client::IdentityClient;
 use pb::node_client::NodeClient;
+use registration::registration_client::RegistrationClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status};
 
+use crate::fake_api::{api, not_found};
 use crate::hostile::from;
+use crate::link::{Dialling, Door};
+use crate::peers::controller_of;
 use crate::support::{CONFIG, Node, is_quick};
 
 /// The port for metrics and probes.
@@ -112,54 +125,220 @@ async fn who_floods_the_port_leaves_the_probes_their_places() {
     drop(peers);
 }
 
-/// A driver on a CSI socket.
+/// The sockets in the file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Socket {
+    Csi,
+    Registration,
+    Operator,
+    Repair,
+}
+
+impl Socket {
+    const ALL: [Self; 4] = [Self::Csi, Self::Registration, Self::Operator, Self::Repair];
+
+    /// More connections than there is use for.
+    const fn many(self) -> usize {
+        match self {
+            Self::Csi => 1_100,
+            Self::Registration | Self::Operator | Self::Repair => 40,
+        }
+    }
+
+    /// What is asked of it at any time.
+    async fn probe(self, channel: &Channel) -> Result<(), Status> {
+        let channel = channel.clone();
+        match self {
+            Self::Csi => IdentityClient::new(channel).probe(pb::ProbeRequest {}).await.map(drop),
+            Self::Registration => {
+                let info = registration::InfoRequest {};
+                RegistrationClient::new(channel).get_info(info).await.map(drop)
+            }
+            Self::Operator => {
+                let list = operator::ListOrphansRequest {};
+                OperatorClient::new(channel).list_orphans(list).await.map(drop)
+            }
+            Self::Repair => {
+                let repair = operator::RepairRequest::default();
+                NodeOperatorClient::new(channel).repair(repair).await.map(drop)
+            }
+        }
+    }
+
+    /// A message with so large a text in it.
+    async fn tell(self, channel: &Channel, bytes: usize) -> Result<(), Status> {
+        let (channel, text) = (channel.clone(), "x".repeat(bytes));
+        match self {
+            Self::Csi => {
+                let large = pb::NodePublishVolumeRequest {
+                    volume_context: [("x".to_owned(), text)].into(),
+                    ..pb::NodePublishVolumeRequest::default()
+                };
+                NodeClient::new(channel).node_publish_volume(large).await.map(drop)
+            }
+            Self::Registration => {
+                let large =
+                    registration::RegistrationStatus { plugin_registered: true, error: text };
+                RegistrationClient::new(channel).notify_registration_status(large).await.map(drop)
+            }
+            Self::Operator => {
+                let large = operator::RemoveOrphansRequest { handles: vec![text] };
+                OperatorClient::new(channel).remove_orphans(large).await.map(drop)
+            }
+            Self::Repair => {
+                let large = operator::RepairRequest { backend: text };
+                NodeOperatorClient::new(channel).repair(large).await.map(drop)
+            }
+        }
+    }
+}
+
+/// A driver with all its sockets.
 struct Driver {
-    socket: PathBuf,
+    dir: tempfile::TempDir,
     _node: Node,
-    _dir: tempfile::TempDir,
     _end: DropGuard,
 }
 
-async fn driver() -> Driver {
-    let node = Node::ready().await;
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("csi.sock");
-    let config = watch::Sender::new(Arc::new(Config::parse(CONFIG).unwrap()));
-    let name = NodeName::parse("n1").unwrap();
-    let metrics = Metrics::new("lvm.example");
-    let services = services("lvm.example", &node.agent, &name, config.subscribe(), &metrics);
-    let stop = CancellationToken::new();
-    tokio::spawn(csi::serve(net::unix(&socket).unwrap(), services, stop.clone()));
-    Driver { socket, _node: node, _dir: dir, _end: stop.drop_guard() }
+impl Driver {
+    async fn start() -> Self {
+        let node = Node::ready().await;
+        let dir = tempfile::tempdir().unwrap();
+        let config = watch::Sender::new(Arc::new(Config::parse(CONFIG).unwrap()));
+        let name = NodeName::parse("n1").unwrap();
+        let metrics = Metrics::new("lvm.example");
+        let services = services("lvm.example", &node.agent, &name, config.subscribe(), &metrics);
+        let registrar = Registrar {
+            directory: dir.path().to_owned(),
+            driver_name: "lvm.example".to_owned(),
+            endpoint: dir.path().join("csi.sock"),
+        };
+        let registry = Arc::new(Registry::default());
+        let controller = Controller::new(Arc::clone(&registry), config.subscribe(), None, false);
+        let objects = Box::new(Objects::new(api(&metrics, |_| not_found()).0));
+        let orphans = Orphans::new(registry, Arc::new(controller), objects, Duration::ZERO);
+        let stop = CancellationToken::new();
+        let agent = node.agent.clone();
+        let driver = Self { dir, _node: node, _end: stop.clone().drop_guard() };
+        let listen = |socket| net::unix(&driver.path(socket)).unwrap();
+        tokio::spawn(csi::serve(listen(Socket::Csi), services, stop.clone()));
+        tokio::spawn(registrar.run(stop.clone()));
+        tokio::spawn(serve(listen(Socket::Operator), Arc::new(orphans), stop.clone()));
+        tokio::spawn(serve_repair(listen(Socket::Repair), agent, stop));
+        while !driver.path(Socket::Registration).exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        driver
+    }
+
+    fn path(&self, socket: Socket) -> PathBuf {
+        self.dir.path().join(match socket {
+            Socket::Csi => "csi.sock",
+            Socket::Registration => "lvm.example@reg.sock",
+            Socket::Operator => "operator.sock",
+            Socket::Repair => "repair.sock",
+        })
+    }
+
+    async fn connect(&self, socket: Socket) -> UnixStream {
+        // The system's queue of those who wait is short.
+        loop {
+            match UnixStream::connect(self.path(socket)).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    }
+
+    async fn channel(&self, socket: Socket) -> Result<Channel, tonic::transport::Error> {
+        let path = self.path(socket);
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        Endpoint::from_static("http://csi").connect_with_connector(connector).await
+    }
 }
 
-async fn channel(socket: &std::path::Path) -> Result<Channel, tonic::transport::Error> {
-    let socket = socket.to_owned();
-    let connector = tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    Endpoint::from_static("http://csi").connect_with_connector(connector).await
+async fn bounds_who_calls(driver: &Driver, socket: Socket) {
+    let good = driver.channel(socket).await.unwrap();
+    socket.probe(&good).await.unwrap();
+
+    // A message that is too large. One that is not goes on to whoever says what is wrong with it.
+    let refused = socket.tell(&good, 5 << 20).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{socket:?}: {refused}");
+    if let Err(other) = socket.tell(&good, 3 << 20).await {
+        assert_eq!(other.code(), Code::InvalidArgument, "{socket:?}: {other}");
+        assert!(other.message().len() < 5_000, "{socket:?}: {}", other.message().len());
+    }
+    socket.probe(&good).await.unwrap();
+
+    // Rubbish is refused at once, silence and what never begins after a while.
+    let rubbish = async |_| {
+        let mut rubbish = driver.connect(socket).await;
+        rubbish.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        drop(rubbish.read_to_end(&mut Vec::new()).await);
+    };
+    assert!(is_quick(Duration::from_secs(5), rubbish).await, "{socket:?}");
+    let ended = async |bytes: &[u8]| {
+        let mut stream = driver.connect(socket).await;
+        stream.write_all(bytes).await.unwrap();
+        drop(stream.read_to_end(&mut Vec::new()).await);
+    };
+    let ended = async { tokio::join!(ended(b""), ended(b"PRI * HTTP/2.0\r\n")) };
+    assert!(tokio::time::timeout(Duration::from_secs(60), ended).await.is_ok(), "{socket:?}");
+
+    // More connections than there is use for: the last are closed, and who is there is served.
+    let mut crowd = Vec::new();
+    for _ in 0..socket.many() {
+        crowd.push(driver.connect(socket).await);
+    }
+    let mut last = crowd.pop().unwrap();
+    let mut byte = [0];
+    let closed = tokio::time::timeout(Duration::from_secs(5), last.read(&mut byte)).await;
+    assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{socket:?}: {closed:?}");
+    socket.probe(&good).await.unwrap();
+    drop(crowd);
+    // The driver sees their ends when it comes to them.
+    let again = async {
+        while driver.channel(socket).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), again).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_csi_socket_bounds_who_calls() {
-    let driver = driver().await;
-    let good = channel(&driver.socket).await.unwrap();
-    let probe = async || {
-        let mut client = IdentityClient::new(good.clone());
-        client.probe(pb::ProbeRequest {}).await.map(drop)
-    };
-    probe().await.unwrap();
+async fn every_socket_bounds_who_calls() {
+    let driver = Driver::start().await;
+    let [csi, registration, operator, repair] =
+        Socket::ALL.map(|socket| bounds_who_calls(&driver, socket));
+    tokio::join!(csi, registration, operator, repair);
+}
 
-    // A message that is too large, and one that is none.
-    let mut node = NodeClient::new(good.clone());
-    let large = pb::NodePublishVolumeRequest {
-        volume_context: [("x".to_owned(), "y".repeat(5 << 20))].into(),
-        ..pb::NodePublishVolumeRequest::default()
-    };
-    let refused = node.node_publish_volume(large).await.unwrap_err();
-    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+/// Who speaks HTTP/2 and then says nothing any more, not even that he is there.
+#[tokio::test(start_paused = true)]
+async fn no_socket_keeps_who_has_fallen_silent() {
+    let driver = Driver::start().await;
+    for socket in Socket::ALL {
+        let mut stream = driver.connect(socket).await;
+        // The preface, and settings that say nothing.
+        let begun = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        stream.write_all(&begun).await.unwrap();
+        let start = tokio::time::Instant::now();
+        let mut said = Vec::new();
+        let ended = stream.read_to_end(&mut said);
+        let ended = tokio::time::timeout(Duration::from_mins(10), ended).await;
+        assert!(ended.is_ok(), "{socket:?} keeps it");
+        assert!(said.len() > 9, "{socket:?} has begun: {said:?}");
+        assert!(start.elapsed() > Duration::from_secs(30), "{socket:?} waits a while");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_calls_say_is_bounded() {
+    let driver = Driver::start().await;
+    let mut node = NodeClient::new(driver.channel(Socket::Csi).await.unwrap());
     let many = pb::NodePublishVolumeRequest {
         volume_id: "x".repeat(3 << 20),
         ..pb::NodePublishVolumeRequest::default()
@@ -174,43 +353,42 @@ async fn the_csi_socket_bounds_who_calls() {
     assert_eq!(refused.code(), Code::NotFound);
     assert!(refused.message().len() < 5_000, "{}", refused.message().len());
 
-    // Rubbish is refused at once, silence and what never begins after a while.
-    let rubbish = async |_| {
-        let mut rubbish = UnixStream::connect(&driver.socket).await.unwrap();
-        rubbish.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-        drop(rubbish.read_to_end(&mut Vec::new()).await);
+    // As many orphans as may be removed at once, and one more: none is looked at.
+    let mut client = OperatorClient::new(driver.channel(Socket::Operator).await.unwrap());
+    let mut remove = async |count: usize| {
+        let handle = format!("{}/pvc-1", LvmUuid::derived("vg"));
+        let request = operator::RemoveOrphansRequest { handles: vec![handle; count] };
+        client.remove_orphans(request).await
     };
-    assert!(is_quick(Duration::from_secs(5), rubbish).await);
-    let ended = async |bytes: &[u8]| {
-        let mut stream = UnixStream::connect(&driver.socket).await.unwrap();
-        stream.write_all(bytes).await.unwrap();
-        drop(stream.read_to_end(&mut Vec::new()).await);
-    };
-    let ended = async { tokio::join!(ended(b""), ended(b"PRI * HTTP/2.0\r\n")) };
-    assert!(tokio::time::timeout(Duration::from_secs(30), ended).await.is_ok());
+    let refused = remove(101).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("no more than 100"), "{refused}");
+    assert_eq!(remove(100).await.unwrap().into_inner().outcomes.len(), 100);
+}
 
-    // More connections than there is use for: the last are closed, and who is there is served.
-    let mut crowd = Vec::new();
-    for _ in 0..1_100 {
-        // The system's queue of those who wait is short.
-        let mut connected = UnixStream::connect(&driver.socket).await;
-        while connected.is_err() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            connected = UnixStream::connect(&driver.socket).await;
-        }
-        crowd.push(connected.unwrap());
-    }
-    let mut last = crowd.pop().unwrap();
-    let mut byte = [0];
-    let closed = tokio::time::timeout(Duration::from_secs(5), last.read(&mut byte)).await;
-    assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
-    probe().await.unwrap();
-    drop(crowd);
-    // The driver sees their ends when it comes to them.
-    let again = async {
-        while channel(&driver.socket).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_that_sends_too_much_is_refused_and_the_agent_goes_on() {
+    let door = Door::open().await;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let dialling = Dialling::start(port, "node:n1", &door.authority).await;
+    let mut agent = controller_of(&listener, &door).await;
+    let request = |name: String| agent::CreateVolumeRequest {
+        name,
+        range: Some(agent::CapacityRange { required_bytes: 1 << 30, limit_bytes: 0 }),
+        backend: "fast".to_owned(),
+        provisioning: agent::Provisioning::Thin.into(),
+        usage: "ext4".to_owned(),
+        ..agent::CreateVolumeRequest::default()
     };
-    tokio::time::timeout(Duration::from_secs(30), again).await.unwrap();
+    let refused = agent.create_volume(request("x".repeat(5 << 20))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    let labels = agent::Labels { labels: [("x".to_owned(), "y".repeat(5 << 20))].into() };
+    let refused = agent.update_labels(labels).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    // On the same connection.
+    let made = agent.create_volume(request("pvc-1".to_owned())).await.unwrap().into_inner();
+    let made = made.result.unwrap();
+    assert!(matches!(made, agent::create_volume_response::Result::Volume(_)), "{made:?}");
+    assert_eq!(dialling.node.agent.inventory().borrow().volumes.len(), 1);
 }

@@ -1,25 +1,18 @@
 //! Controllers and agents of neighbouring versions: what the first version of the agent protocol says
 //! is understood for ever, and what an older agent would drop without a word is not asked of it.
 
-use std::sync::Arc;
-
 use cinderblock::domain::{Parameters, Topology};
 use cinderblock::error::ErrorKind;
 use cinderblock::lvm::layout::{RaidLevel, ThickLayout};
 use cinderblock::lvm::tag::Wipe;
 use cinderblock::names::Handle;
-use cinderblock::tls;
 use cinderblock::units::Bytes;
 use cinderblock_proto::agent::v1 as pb;
-use hyper_util::rt::TokioIo;
-use pb::node_agent_client::NodeAgentClient;
 use prost::Message;
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
-use tonic::transport::{Endpoint, Uri};
 
 use crate::link::{Dialling, Door};
-use crate::peers::{FakeNode, greet, receive, send};
+use crate::peers::{FakeNode, controller_of, greet};
 use crate::support::{encrypted, thick, thin, wiped};
 
 const VG: &str = "9xijuU-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6Ov";
@@ -153,20 +146,7 @@ async fn an_older_controller_is_served() {
     let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let dialling = Dialling::start(port, "node:n1", &door.authority).await;
-    let (stream, _) = listener.accept().await.unwrap();
-    let config = tls::server_config(door.identity.clone()).unwrap();
-    let mut stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
-    let hello: pb::Hello = receive(&mut stream).await;
-    assert_eq!((hello.protocol, hello.token.as_str()), (1, "node:n1"));
-    send(&mut stream, &pb::Welcome { protocol: 1, ..pb::Welcome::default() }).await;
-    let mut stream = Some(TokioIo::new(stream));
-    let connector = tower::service_fn(move |_: Uri| {
-        let stream = stream.take();
-        async move { stream.ok_or_else(|| std::io::Error::other("once")) }
-    });
-    let channel =
-        Endpoint::from_static("http://node").connect_with_connector(connector).await.unwrap();
-    let mut client = NodeAgentClient::new(channel);
+    let mut client = controller_of(&listener, &door).await;
     let answer = client.create_volume(create("pvc-1")).await.unwrap().into_inner();
     let Some(pb::create_volume_response::Result::Volume(volume)) = answer.result else {
         panic!("{answer:?}");
