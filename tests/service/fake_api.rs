@@ -43,7 +43,8 @@ pub(crate) fn api(
             let (head, body) = request.into_parts();
             let bytes = body.collect().await.unwrap().to_bytes();
             let body = serde_json::from_slice(&bytes).unwrap_or_default();
-            let path = head.uri.path_and_query().unwrap().to_string();
+            let path = head.uri.path_and_query().unwrap().as_str();
+            let path = path.strip_suffix('?').unwrap_or(path).to_owned();
             let this = (head.method.to_string(), path, body);
             let (status, object) = answer(&this);
             asked.0.lock().unwrap().push(this);

@@ -81,17 +81,27 @@ impl Door {
 
     /// One that asks its nodes so often who they are.
     pub(crate) async fn open_asking(identify_every: Duration) -> Self {
+        Self::open_as(identify_every, None).await
+    }
+
+    /// One that asks somebody else whose a token is.
+    pub(crate) async fn open_knowing(authenticator: Arc<dyn Authenticator>) -> Self {
+        Self::open_as(link::IDENTIFY_EVERY, Some(authenticator)).await
+    }
+
+    async fn open_as(identify_every: Duration, knows: Option<Arc<dyn Authenticator>>) -> Self {
         let authority = Authority::new(now()).unwrap();
         let identity = Identity::default();
         let (chain, key) = authority.sign("localhost", now()).unwrap();
         identity.set(&chain, &key).unwrap();
         let (registry, tokens) = (Arc::new(Registry::default()), Arc::new(Tokens::default()));
         let labels = Arc::new(SameLabels(watch::Sender::new(None)));
+        let authenticator = knows.unwrap_or_else(|| Arc::clone(&tokens) as Arc<dyn Authenticator>);
         let accept = Accept {
             registry: Arc::clone(&registry),
             driver_name: "lvm.example".to_owned(),
             tls: TlsAcceptor::from(Arc::new(server_config(identity.clone()).unwrap())),
-            authenticator: Arc::clone(&tokens) as Arc<dyn Authenticator>,
+            authenticator,
             labels: Arc::clone(&labels) as Arc<dyn NodeLabels>,
             identify_every,
         };
@@ -342,6 +352,30 @@ async fn a_certificate_for_another_name_is_refused() {
     let _dialling = Dialling::start(door.address.port(), "node:n1", &door.authority).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(door.tokens.0.lock().unwrap().as_slice(), [] as [&str; 0]);
+}
+
+/// Though it is of the authority that the node trusts, and for the right name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_out_of_its_time_is_refused() {
+    const DAY: i64 = 86_400;
+    let door = Door::open().await;
+    for (n, made) in [now() - 30 * DAY, now() + 2 * DAY].into_iter().enumerate() {
+        let certify = |made| {
+            let (chain, key) = door.authority.sign("localhost", made).unwrap();
+            door.identity.set(&chain, &key).unwrap();
+        };
+        certify(made);
+        let token = format!("node:n{n}");
+        let dialling = Dialling::start(door.address.port(), &token, &door.authority).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(!door.tokens.0.lock().unwrap().contains(&token), "the token was sent");
+        // It was dialling all the while, and takes the one that is good.
+        certify(now());
+        door.wait(1).await;
+        assert!(door.tokens.0.lock().unwrap().contains(&token));
+        drop(dialling.end().await);
+        door.wait(0).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -37,6 +37,7 @@ mod pool_parts;
 mod pools;
 mod repair;
 mod scale;
+mod scale_cluster;
 mod setup;
 mod sockets;
 mod support;

@@ -21,20 +21,20 @@ use tokio::sync::watch;
 
 use crate::support::{CONFIG, thin};
 
-const NODES: usize = 5_000;
-const VOLUMES_PER_NODE: usize = 20;
+pub(crate) const NODES: usize = 5_000;
+pub(crate) const VOLUMES_PER_NODE: usize = 20;
 const PAGE: usize = 5_000;
 
 /// A node that makes every volume at once.
 #[derive(Debug)]
-struct FakeAgent {
+pub(crate) struct FakeAgent {
     vg: LvmUuid,
-    inventory: Mutex<Inventory>,
+    pub(crate) inventory: Mutex<Inventory>,
     session: Mutex<Option<Session>>,
 }
 
 impl FakeAgent {
-    fn new(number: usize) -> Arc<Self> {
+    pub(crate) fn new(number: usize) -> Arc<Self> {
         let vg = LvmUuid::parse(&format!("{number:06}-B1GC-B7Fu-PXHq-P1oQ-unvP-b4f6Ov")).unwrap();
         let vg_name = VgName::parse("vg0").unwrap();
         let pool = PoolCapacity {
@@ -87,7 +87,7 @@ impl FakeAgent {
         Told { value: volume, revision: inventory.revision }
     }
 
-    fn connect(self: &Arc<Self>, registry: &Arc<Registry>, node: &NodeName) {
+    pub(crate) fn connect(self: &Arc<Self>, registry: &Arc<Registry>, node: &NodeName) {
         let session = registry.connect(node.clone(), Arc::clone(self) as Arc<dyn VolumeAgent>);
         session.update(&Arc::new(self.inventory.lock().unwrap().clone()));
         *self.session.lock().unwrap() = Some(session);
@@ -121,15 +121,37 @@ impl VolumeAgent for FakeAgent {
 }
 
 /// Past the harness, which keeps what tests print.
-fn figure(text: &str) {
+pub(crate) fn figure(text: &str) {
     drop(writeln!(std::io::stderr(), "figure: {text}"));
 }
 
 /// Resident memory of this process, in MiB.
-fn memory() -> u64 {
+pub(crate) fn memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.split_whitespace().next().unwrap().parse::<u64>().unwrap() >> 10
+}
+
+/// What a phase takes: time, and CPU time of this whole process.
+pub(crate) struct Phase(Instant, Duration);
+
+impl Phase {
+    pub(crate) fn begin() -> Self {
+        Self(Instant::now(), cpu())
+    }
+
+    pub(crate) fn end(&self) -> String {
+        format!("{:.1?} (CPU {:.1?})", self.0.elapsed(), cpu().saturating_sub(self.1))
+    }
+}
+
+/// utime and stime of this process (proc_pid_stat(5)); Linux counts in hundredths of a second.
+fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    // The name, in parentheses, may have spaces.
+    let fields = stat.rsplit(')').next().unwrap().split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
 }
 
 fn on(node: &NodeName) -> Topology {
@@ -199,20 +221,20 @@ async fn one_controller_keeps_five_thousand_nodes() {
         let before = memory();
         let registry = Arc::new(Registry::default());
         let controller = Controller::new(Arc::clone(&registry), config.subscribe(), None, false);
-        let start = Instant::now();
+        let start = Phase::begin();
         for (node, agent) in &agents {
             agent.connect(&registry, node);
         }
-        let connected = start.elapsed();
+        let connected = start.end();
         assert_eq!(registry.connected(), NODES);
         let had: usize =
             agents.iter().map(|(_, a)| a.inventory.lock().unwrap().volumes.len()).sum();
-        let start = Instant::now();
+        let start = Phase::begin();
         let (volumes, pages) = all_volumes(&controller);
-        let listed = start.elapsed();
+        let listed = start.end();
         assert_eq!((volumes.len(), pages), (had, had.div_ceil(PAGE)));
 
-        let start = Instant::now();
+        let (phase, start) = (Phase::begin(), Instant::now());
         for (node, _) in &agents {
             let capacity = controller.capacity(None, Some(node)).unwrap();
             assert!(capacity.available > Bytes::ZERO);
@@ -245,12 +267,13 @@ async fn one_controller_keeps_five_thousand_nodes() {
         assert_eq!(refused.kind(), ErrorKind::NoSpace);
         assert!(refused.chain().len() < 1_000, "{} bytes", refused.chain().len());
         figure(&format!(
-            "controller {what}: {NODES} nodes with {had} volumes in {connected:?}, {} MiB more; listed in {listed:?}; \
-             capacity {:?}, create on one node {:?}, on any {:?}",
+            "controller {what}: {NODES} nodes with {had} volumes in {connected}, {} MiB more; listed in {listed}; \
+             capacity {:?}, create on one node {:?}, on any {:?}; all calls in {}",
             memory().saturating_sub(before),
             capacities / u32::try_from(NODES).unwrap(),
             creates / u32::try_from(calls).unwrap(),
             choices / chosen,
+            phase.end(),
         ));
         for (_, agent) in &agents {
             drop(agent.session.lock().unwrap().take());

@@ -29,7 +29,7 @@ fn hello() -> pb::Hello {
 }
 
 /// What the first version told of a node with a thin pool and a volume.
-fn inventory() -> pb::InventoryEvent {
+pub(crate) fn inventory() -> pb::InventoryEvent {
     let pool = pb::Pool {
         size_bytes: 8 << 30,
         promised_bytes: 1 << 30,
@@ -64,7 +64,7 @@ fn inventory() -> pb::InventoryEvent {
     }
 }
 
-fn made(name: &str) -> pb::Volume {
+pub(crate) fn made(name: &str) -> pb::Volume {
     pb::Volume {
         handle: format!("{VG}/{name}"),
         name: name.to_owned(),
