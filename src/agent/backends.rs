@@ -125,6 +125,13 @@ impl<H: Host> Agent<H> {
                 BackendState::Unusable(why)
             }
             (Found::None, None) => BackendState::Unknown("it is still being set up".to_owned()),
+            // It was there, or was made, when this was last tried: to make it would be the wrong advice.
+            (Found::None, Some(Ok(()))) if !backend.create_from.is_empty() => {
+                BackendState::Unusable(format!(
+                    "volume group {} is not seen any more: its disks are missing, or cannot be read: look at pvs and dmesg",
+                    backend.volume_group
+                ))
+            }
             (Found::None, Some(Ok(()))) => BackendState::Unusable(format!(
                 "volume group {} does not exist on this node: make it with vgcreate, or list its disks under devices or nodeDevices with create: true",
                 backend.volume_group

@@ -15,6 +15,9 @@ pub(crate) const MIB: u64 = 1 << 20;
 /// For a copy of a GiB at the most, on a busy machine.
 const COPIED: Duration = Duration::from_mins(4);
 
+/// What is not noticed within seconds is looked at again after a minute.
+const TOLD: Duration = Duration::from_mins(3);
+
 /// The backend of most tests, and its VG.
 pub(crate) const BACKEND: &str = "fast";
 pub(crate) const VG: &str = "vg0";
@@ -133,6 +136,11 @@ const LASTING: [&str; 3] = ["", "cinderblock=1", "cb.pool"];
 
 /// Fails when anything is left beside the pool: LVs, tags, device-mapper devices, mounts.
 pub(crate) fn expect_nothing_left(machine: &Machine) -> Result<()> {
+    expect_nothing_left_beside(machine, &[])
+}
+
+/// The same where these devices of device-mapper are the test's own.
+pub(crate) fn expect_nothing_left_beside(machine: &Machine, own: &[&str]) -> Result<()> {
     without_trash(machine)?;
     let found = lvs(machine)?;
     let pool = ["[lvol0_pmspare]", "[pool0_tdata]", "[pool0_tmeta]", "pool0"];
@@ -145,11 +153,31 @@ pub(crate) fn expect_nothing_left(machine: &Machine) -> Result<()> {
     ensure!(strange.is_empty(), "the volume group and its pool have the tags {strange:?}");
     let devices = machine.sh("dmsetup ls | cut -f 1 | sort")?;
     let layers = ["vg0-pool0", "vg0-pool0-tpool", "vg0-pool0_tdata", "vg0-pool0_tmeta"];
-    let strange: Vec<_> = devices.lines().filter(|name| !layers.contains(name)).collect();
+    let strange: Vec<_> =
+        devices.lines().filter(|name| ![&layers[..], own].concat().contains(name)).collect();
     ensure!(strange.is_empty(), "device-mapper still has {strange:?}");
     let mounts = machine.sh("grep -E 'vg0|/dev/dm-|/run/v/' /proc/self/mountinfo || true")?;
     ensure!(mounts.is_empty(), "still mounted:\n{mounts}");
     Ok(())
+}
+
+/// A figure of the backend, by its name without `cinderblock_`.
+pub(crate) fn figure(machine: &Machine, name: &str) -> Result<Option<f64>> {
+    machine.driver.metric(&format!("cinderblock_{name}{{backend=\"{BACKEND}\""))
+}
+
+/// How much is wrong for this reason, by the driver's metrics.
+pub(crate) fn troubles(machine: &Machine, reason: &str) -> Result<f64> {
+    let found = machine.driver.metric(&format!("cinderblock_troubles{{reason=\"{reason}\"}}"))?;
+    Ok(found.unwrap_or_default())
+}
+
+/// Waits until one thing is told to be wrong for this reason; or until nothing is any more, when it should not last.
+pub(crate) fn wait_for_trouble(machine: &Machine, reason: &str, lasts: bool) -> Result<()> {
+    let what = format!("{} of {reason}", if lasts { "telling" } else { "done with telling" });
+    machine
+        .driver
+        .wait_until(TOLD, &what, || Ok(troubles(machine, reason)? == f64::from(u8::from(lasts))))
 }
 
 /// Waits until what was deleted has gone: a volume whose snapshot goes after it has a while in the trash.

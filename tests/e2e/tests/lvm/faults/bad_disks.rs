@@ -4,45 +4,14 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use cinderblock_lab::driver::{Csi, Machine, Source, disk};
+use cinderblock_lab::driver::{Csi, Machine, Source};
 use tonic::Code;
 
-use crate::support::{GIB, MIB, THICK, THIN, VG, Vol, bare, code, fill, lvs, sum};
+use super::shaky::{self, How, a_life_beside};
+use crate::support::{GIB, MIB, THICK, THIN, Vol, bare, code, fill, lvs, sum};
 
 /// A copy that failed is tried again every minute.
 const COPIED: Duration = Duration::from_mins(2);
-
-/// One backend on a disk that can be spoiled, another one on a good disk.
-fn backends() -> String {
-    format!(
-        "backends:
-  - name: fast
-    volumeGroup: {VG}
-    create: true
-    devices: [/dev/mapper/shaky]
-    reserve: 0%
-    thinPool: {{ name: pool0, size: 40%, overprovision: 20 }}
-  - {{ name: steady, volumeGroup: vg1, create: true, devices: [{}], reserve: 0% }}
-",
-        disk(2)
-    )
-}
-
-/// Puts a table over the first disk, from its second MiB on: LVM shall find nothing below.
-fn table(machine: &Machine, how: &str) -> Result<()> {
-    machine
-        .sh(&format!(
-            "n=$(($(blockdev --getsz {0}) - 2048))
-             table() {{ case $1 in dust) echo \"0 $n dust {0} 2048 512\" ;; error) echo \"0 $n error\" ;; esac; }}
-             if dmsetup info shaky >/dev/null 2>&1; then
-                 table {how} | dmsetup load shaky; dmsetup suspend --noflush --nolockfs shaky; dmsetup resume shaky
-             else
-                 table {how} | dmsetup create shaky
-             fi",
-            "/dev/ubdc"
-        ))
-        .map(drop)
-}
 
 fn message(machine: &Machine, text: &str) -> Result<()> {
     machine.sh(&format!("dmsetup message shaky 0 {text} >/dev/null")).map(drop)
@@ -108,16 +77,6 @@ fn a_place_that_cannot_be_read(machine: &Machine, csi: &Csi) -> Result<()> {
     Ok(())
 }
 
-/// On the other backend all goes well.
-fn a_life_beside(csi: &Csi, name: &str) -> Result<()> {
-    let steady = cinderblock_lab::driver::Class { backend: "steady", ..THICK };
-    let v = Vol::create(csi, steady, name, 64 * MIB)?;
-    v.attach()?;
-    v.detach()?;
-    csi.expand(&v.id, 96 * MIB)?;
-    Ok(v.delete()?)
-}
-
 /// Nothing is known, so nothing is done and nothing is said to be absent.
 fn nothing_is_done(csi: &Csi, volumes: &[(Vol, String)]) -> Result<()> {
     for (v, _) in volumes {
@@ -143,8 +102,8 @@ fn nothing_is_done(csi: &Csi, volumes: &[(Vol, String)]) -> Result<()> {
 
 #[test]
 fn a_disk_that_fails_is_told_and_nothing_on_it_is_forgotten() -> Result<()> {
-    bare("bad-disks", &[GIB, GIB], &backends(), |machine| {
-        table(machine, "dust")?;
+    bare("bad-disks", &[GIB, GIB], &shaky::backends(), |machine| {
+        shaky::all(machine, How::Dust)?;
         machine.start("fast")?;
         machine.driver.wait_for_backend("steady", Duration::from_mins(1))?;
         let csi = machine.driver.csi()?;
@@ -157,7 +116,7 @@ fn a_disk_that_fails_is_told_and_nothing_on_it_is_forgotten() -> Result<()> {
             let written = fill(machine, &v.file("data"), 8)?;
             volumes.push((v, written));
         }
-        table(machine, "error")?;
+        shaky::all(machine, How::Error)?;
         // A pod that is deleted can leave, whatever its disk does.
         for (v, _) in &volumes {
             let file = v.file("more");
@@ -174,7 +133,7 @@ fn a_disk_that_fails_is_told_and_nothing_on_it_is_forgotten() -> Result<()> {
         a_life_beside(&csi, "pvc-third")?;
 
         machine.node.reboot()?;
-        table(machine, "dust")?;
+        shaky::all(machine, How::Dust)?;
         machine.driver.forget();
         machine.start("fast")?;
         let csi = machine.driver.csi()?;
