@@ -55,12 +55,16 @@ impl<H: Host> Turn<'_, H> {
             return Ok(());
         }
         tracing::warn!(vg = %state.name, lv, command = %call, complaint = failure(&label, &done), "LVM refused a change");
-        let kind = match done.exit {
+        let said = failure(&format!("{label} {}/{lv}", state.name), &done);
+        Err(match done.exit {
             // Whoever killed it may let it live the next time.
-            Exit::Signal(_) => ErrorKind::Unavailable,
-            Exit::Code(_) => ErrorKind::Host,
-        };
-        Err(Error::new(kind, failure(&format!("{label} {}/{lv}", state.name), &done)))
+            Exit::Signal(_) => Error::unavailable(said),
+            Exit::Code(_) if has_no_room_for_metadata(&said) => Error::no_space(format!(
+                "the metadata area of volume group {} is full, so it takes nothing new, however much room it has: delete volumes or snapshots, or give it a larger area (docs/operations.md): {said}",
+                state.name
+            )),
+            Exit::Code(_) => Error::host(said),
+        })
     }
 
     /// Waits for a command however long it takes. When that is long, it is told of the VG meanwhile.
@@ -103,6 +107,12 @@ impl Drop for Hanging<'_> {
     fn drop(&mut self) {
         self.tell(None);
     }
+}
+
+/// Whether LVM could not write what the VG would hold, because no area has room for so long a text. It looks before it writes anything
+/// (lvm2's `lib/format_text/format-text.c`, `_vg_write_raw`), and speaks no other language than this here.
+fn has_no_room_for_metadata(said: &str) -> bool {
+    said.contains("exceeds maximum metadata size") || said.contains("too large for circular buffer")
 }
 
 pub(super) fn failure(label: &str, done: &Completed) -> String {

@@ -22,6 +22,7 @@ mod faults;
 mod filesystems;
 mod foreign;
 mod full;
+mod full_area;
 mod group;
 mod growth;
 mod losses;

@@ -323,6 +323,26 @@ pub(crate) fn sum(machine: &Machine, file: &str, mib: u64) -> Result<String> {
     text.split(' ').next().map(str::to_owned).context("no checksum")
 }
 
+/// The last that was noted of each record that was written to a device, in lines of its number and its checksum, against the device. A line without a
+/// checksum is of a write that was begun, and may have happened or not.
+pub(crate) fn compare_records(
+    machine: &Machine,
+    device: &str,
+    noted: &str,
+    size: &str,
+) -> Result<()> {
+    machine
+        .sh(&format!(
+            r#"awk '{{ last[$1] = $2 }} END {{ for (i in last) if (last[i] != "") print i, last[i] }}' {noted} >{noted}.last
+               test -s {noted}.last
+               while read at sum; do
+                   has=$(dd if={device} bs={size} skip=$at count=1 iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1)
+                   test $has = $sum || {{ echo record $at is another >&2; exit 1; }}
+               done <{noted}.last"#
+        ))
+        .map(drop)
+}
+
 /// How many lines with this word a disk has, read past every cache and past LVM.
 pub(crate) fn on_disk(machine: &Machine, disk: &str, word: &str) -> Result<u64> {
     let count = machine.sh(&format!(

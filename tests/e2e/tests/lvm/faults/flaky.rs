@@ -10,8 +10,8 @@ use tonic::{Code, Status};
 
 use super::shaky::{self, How};
 use crate::support::{
-    BACKEND, GIB, MIB, THICK, THICK_BLOCK, THIN, VG, Vol, bare, expect_nothing_left_beside, lvs,
-    wait_for_trouble,
+    BACKEND, GIB, MIB, THICK, THICK_BLOCK, THIN, VG, Vol, bare, compare_records,
+    expect_nothing_left_beside, lvs, wait_for_trouble,
 };
 
 /// Good for 8 seconds, away for 1.
@@ -40,13 +40,6 @@ const RECORDS: &str = r"
         fi
         sleep 0.1
     done";
-
-/// The last thing that was noted of each record, if it was acknowledged, against the device.
-const COMPARE: &str = r#"
-    awk '{ last[$1] = $2 } END { for (i in last) if (last[i] != "") print i, last[i] }' $2 | while read at sum; do
-        has=$(dd if=$1 bs=64k skip=$at count=1 iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1)
-        test $has = $sum || { echo record $at is another; exit 1; }
-    done"#;
 
 /// A volume's life, step by step, each repeated until it succeeds.
 struct Life {
@@ -197,12 +190,13 @@ fn afterwards(
     wait_for_trouble(machine, "ThinPoolFailed", false)?;
     for (v, noted) in &used {
         v.attach().with_context(|| format!("{} afterwards", v.lv()))?;
-        let (place, noted) = (v.pod.display(), noted);
-        let compare = match v.lv() {
-            "pvc-records" => format!("set -- {place} {noted}; {COMPARE}"),
-            _ => format!("cd {place}; sha256sum --quiet -c {noted}"),
-        };
-        machine.sh(&compare).with_context(|| format!("what {} acknowledged", v.lv()))?;
+        let place = v.pod.display().to_string();
+        if v.lv() == "pvc-records" {
+            compare_records(machine, &place, noted, "64k")?;
+        } else {
+            let compare = format!("cd {place}; sha256sum --quiet -c {noted}");
+            machine.sh(&compare).with_context(|| format!("what {} acknowledged", v.lv()))?;
+        }
     }
     for life in lives.iter_mut() {
         life.finish(csi)?;
