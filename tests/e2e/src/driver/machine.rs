@@ -90,8 +90,23 @@ impl Machine {
         program: &Path,
         backends: &str,
     ) -> Result<Self> {
+        Self::boot_numbered(1, lab, kernel, disks, program, backends)
+    }
+
+    /// The same as node `number`, which is in its name: for a second machine beside one that is `node1`.
+    ///
+    /// # Errors
+    /// As [`Machine::boot`].
+    pub fn boot_numbered(
+        number: u8,
+        lab: Lab,
+        kernel: Kernel,
+        disks: &[u64],
+        program: &Path,
+        backends: &str,
+    ) -> Result<Self> {
         lab.down()?;
-        let spec = NodeSpec::new(1).memory_mib(MEMORY_MIB);
+        let spec = NodeSpec::new(number).memory_mib(MEMORY_MIB);
         let spec = if kernel == Kernel::Own { spec.own_kernel() } else { spec };
         let spec = disks.iter().fold(spec, |spec, bytes| spec.disk(*bytes));
         let node = lab.up(&[spec])?.remove(0);

@@ -3,6 +3,7 @@
 mod disks;
 mod launch;
 mod node;
+mod plug;
 mod spawned;
 mod spec;
 mod state;

@@ -12,7 +12,7 @@ use super::launch::{INIT, end_strays, launch};
 use super::spawned::Spawned;
 use super::spec::NodeSpec;
 use super::state::{Run, read_json, remove, write_json};
-use super::{disks, spec};
+use super::{disks, plug, spec};
 use crate::bootfile::{self, BootFile};
 use crate::console::{self, Progress};
 use crate::exec::{self, Connection, Exec};
@@ -306,6 +306,18 @@ impl Node {
         }
         end_strays(&self.folder(), &self.net)?;
         remove(&self.folder().join("run.json"))
+    }
+
+    /// Puts the file of one more data disk, which has the number behind the last one, into the VM while it
+    /// runs. The next boot is without it.
+    ///
+    /// # Errors
+    /// The VM does not run, or refuses it.
+    pub fn plug(&self) -> Result<()> {
+        self.running()?;
+        let more = self.spec.clone().disk(0);
+        let disk = disks::of(&more, &self.folder()).pop().context("no disk")?;
+        plug::plug(&self.folder(), self.name(), &disk)
     }
 
     /// A power cut, then a boot with the same disks.

@@ -68,16 +68,27 @@ fn on(
     backends: &str,
     test: impl FnOnce(&Machine) -> Result<()>,
 ) -> Result<()> {
-    let program = driver::program(Profile::Dev)?;
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lvm").join(name);
-    let guest = Path::new(env!("CARGO_BIN_EXE_lab-guest"));
-    let lab = Lab::at(&format!("lvm-{name}"), &folder)?.with_guest(guest);
-    let machine = Machine::boot(lab, kernel, disks, &program, backends)?;
+    let machine = machine(1, kernel, name, disks, backends)?;
     let tested = test(&machine);
     if let Err(error) = &tested {
         println!("{error:#}\n{}", machine.story());
     }
     tested
+}
+
+/// A new VM in a lab of its own, with this number in its name.
+pub(crate) fn machine(
+    number: u8,
+    kernel: Kernel,
+    name: &str,
+    disks: &[u64],
+    backends: &str,
+) -> Result<Machine> {
+    let program = driver::program(Profile::Dev)?;
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lvm").join(name);
+    let guest = Path::new(env!("CARGO_BIN_EXE_lab-guest"));
+    let lab = Lab::at(&format!("lvm-{name}"), &folder)?.with_guest(guest);
+    Machine::boot_numbered(number, lab, kernel, disks, &program, backends)
 }
 
 /// As [`bare`], and the driver runs and can use backend `fast`.

@@ -11,6 +11,7 @@ mod flaky;
 mod held;
 pub(crate) mod kills;
 mod lookalikes;
+mod moved;
 mod poor_node;
 mod power;
 mod shaky;
