@@ -40,7 +40,12 @@ pub fn plan(vg: &VgState, lv: &LvName, kind: Kind) -> Result<Plan> {
             reader.name
         )));
     }
-    let first = leftover(vg, found).into_iter().chain(copy::leftover(vg, lv)?);
+    let image = copy::leftover(vg, lv)?;
+    if let [Change::SplitSnapshot { .. }] = image[..] {
+        // Its volume has to be there as long as it is not trash itself.
+        return Ok(Plan::Steps(image));
+    }
+    let first = leftover(vg, found).into_iter().chain(image);
     let last = if has_snapshots(vg, lv)? { vec![to_trash(found)] } else { last(found) };
     Ok(Plan::Steps(first.chain(last).collect()))
 }
@@ -72,9 +77,12 @@ pub(super) fn last(lv: &Lv) -> Vec<Change> {
     if lv.tags.wipe.is_none() || !used {
         return vec![Change::Remove { lv: lv.name.clone(), uuid: lv.uuid.clone() }];
     }
-    // To write to a snapshot leaves what it keeps as it is: only apart can that be cleared.
-    let apart = lv.cow_origin().map(|_| Change::SplitSnapshot { lv: lv.name.clone() });
-    apart.into_iter().chain([to_trash(lv)]).collect()
+    // To write to a snapshot leaves what it keeps as it is: only apart can that be cleared, and only what is
+    // seen to be apart becomes trash.
+    vec![match lv.cow_origin() {
+        Some(_) => Change::SplitSnapshot { lv: lv.name.clone() },
+        None => to_trash(lv),
+    }]
 }
 
 /// What is left to do until a deleted volume, which is cleared now, is gone.
@@ -144,6 +152,24 @@ mod tests {
         vg.lvs.get_mut(&to).unwrap().uuid = LvmUuid::derived("somebody's");
         assert!(!vg.lvs[&to].is_trash());
         assert_eq!(trash(&vg, &uuid), Plan::Done);
+    }
+
+    #[test]
+    fn a_thick_snapshot_becomes_trash_when_it_is_seen_to_be_apart() {
+        let mut vg = vg(&[&[100]]);
+        let lv = lv_name("snap-1");
+        let own = ["cinderblock=1", "cb.snapshot", "cb.wipe=zero", "cb.src=v:pvc-1"];
+        let cow = LvLayout::Cow {
+            origin: lv_name("pvc-1"),
+            chunk_size: Bytes::mib(1),
+            store: Bytes::gib(1),
+        };
+        add(&mut vg, "snap-1", Bytes::gib(1), cow, &own);
+        let split = Change::SplitSnapshot { lv: lv.clone() };
+        assert_eq!(plan(&vg, &lv, Kind::Snapshot).unwrap(), Plan::Steps(vec![split]));
+        add(&mut vg, "snap-1", Bytes::gib(1), LvLayout::Linear, &own);
+        let rename = to_trash(&vg.lvs[&lv]);
+        assert_eq!(plan(&vg, &lv, Kind::Snapshot).unwrap(), Plan::Steps(vec![rename]));
     }
 
     #[test]

@@ -162,9 +162,13 @@ impl Standalone {
             ])
             .spawn(&self.log())?;
         *self.running() = Some(spawned);
-        self.wait_until(READY_TIMEOUT, "ready", || {
-            Ok(http::get(&self.node, HTTP_PORT, "/readyz").is_ok_and(|it| it.status == 200))
-        })
+        self.wait_until(READY_TIMEOUT, "ready", || Ok(self.is_ready()))
+    }
+
+    /// Whether it says that it is ready.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        http::get(&self.node, HTTP_PORT, "/readyz").is_ok_and(|it| it.status == 200)
     }
 
     /// Starts the watchdog beside it, which goes on until the VM ends: what kills the driver leaves it alone.
