@@ -9,6 +9,7 @@ use super::store::{Turn, Vg};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::host::block::ZERO_PIECE;
+use crate::host::dm::DmDevice;
 use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::Pending;
@@ -105,6 +106,7 @@ impl<H: Host> Agent<H> {
     pub(super) async fn zero_and_settle(&self, vg: &Vg, lv: &LvName) -> Result<()> {
         let state = vg.state();
         let device = self.activate(vg, lv).await?;
+        self.must_be_fresh(vg, own_lv(&state, lv)?, &device).await?;
         let total = device.size.get();
         let piece = ZERO_PIECE.get();
         let mut offset = 0_u64;
@@ -125,6 +127,21 @@ impl<H: Host> Agent<H> {
             tracing::debug!(vg = %state.name, %lv, offset, total, "zeroed");
         }
         self.settle(vg, lv, Pending::Fresh).await
+    }
+
+    /// That a volume is still to be made ready before its first use, and that nobody has its device: right
+    /// before that is overwritten. What is known may be older than the disks.
+    pub(super) async fn must_be_fresh(&self, vg: &Vg, lv: &Lv, device: &DmDevice) -> Result<()> {
+        let state = self.0.store.turn(vg).await?.refresh().await?;
+        let found = own_lv(&state, &lv.name)?;
+        if found.uuid != lv.uuid || found.tags.pending != Some(Pending::Fresh) {
+            return Err(Error::unavailable(format!(
+                "volume {} does not bear the tag {} any more, so nothing was overwritten; try again",
+                lv.name,
+                Pending::Fresh.tag()
+            )));
+        }
+        self.must_be_let_go(lv, device).await
     }
 
     /// Drops the tag that says what has to be done before first use: it was done.

@@ -127,8 +127,8 @@ impl<H: Host> Agent<H> {
             Missing::GivenUp => turn.refresh_though_partial().await?,
         };
         turn.run(&Change::ExtendVg { device }).await?;
-        drop(turn);
-        self.0.store.scan().await.map(|()| true)
+        // Its disks name one that is not known yet, so that LVM is asked.
+        turn.refresh_though_partial().await.map(|_| true)
     }
 
     async fn make_pv(&self, backend: &Backend, path: &Path, found: Found) -> Result<PathBuf> {

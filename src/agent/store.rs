@@ -10,7 +10,7 @@ mod mend;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -68,7 +68,15 @@ pub(super) struct Vg {
     cut: AtomicBool,
     /// Whether its disks have told the same as LVM so far.
     readable: AtomicBool,
+    /// How often it was learnt, by whoever had the turn, what it holds.
+    learnt: AtomicU64,
+    /// Whether the next look has to read the text, whatever is committed.
+    look_anew: AtomicBool,
 }
+
+/// How often it had been learnt what each VG holds when a report was begun: what the report says of one
+/// of which more was learnt since may be older than that.
+type Begun = BTreeMap<LvmUuid, u64>;
 
 /// The right to change a VG.
 #[derive(Debug)]
@@ -124,9 +132,14 @@ impl<H: Host> Store<H> {
     /// When LVM gives no report; then nothing is changed in what we know.
     pub(super) async fn scan(&self) -> Result<()> {
         let _one = self.scanning.lock().await;
+        let begun = self.begun();
         let report = self.report().await?;
-        self.take(report);
+        self.take(report, &begun, None);
         Ok(())
+    }
+
+    fn begun(&self) -> Begun {
+        self.all().iter().map(|vg| (vg.uuid.clone(), vg.learnt.load(Ordering::Relaxed))).collect()
     }
 
     async fn report(&self) -> Result<Report> {
@@ -140,19 +153,22 @@ impl<H: Host> Store<H> {
         })
     }
 
-    fn take(&self, report: Report) {
+    /// Takes over what a report says: of a VG that is being changed, or was looked at since the report
+    /// was begun, nothing. `own` is the VG whose turn the caller has.
+    fn take(&self, report: Report, begun: &Begun, own: Option<&LvmUuid>) {
         let mut vgs = self.vgs.write().unwrap_or_else(PoisonError::into_inner);
         let mut gone: Vec<LvmUuid> = vgs.keys().cloned().collect();
         for state in report.vgs {
             gone.retain(|uuid| *uuid != state.uuid);
             match vgs.get(&state.uuid) {
-                Some(vg) => {
-                    vg.set(Arc::new(with_queued_of(state, &vg.state())));
-                }
+                Some(vg) => vg.take(state, begun, own),
                 None => drop(vgs.insert(state.uuid.clone(), Arc::new(Vg::new(state)))),
             }
         }
         for uuid in gone {
+            if vgs.get(&uuid).is_some_and(|vg| !vg.may_be_taken(begun, own)) {
+                continue;
+            }
             // Forgotten, not absent: whoever asks for it is told that it is not seen.
             if let Some(vg) = vgs.remove(&uuid) {
                 tracing::warn!(vg = %vg.state().name, %uuid, "LVM does not report the volume group any more");
@@ -232,6 +248,8 @@ impl Vg {
             hanging: RwLock::default(),
             cut: AtomicBool::new(true),
             readable: AtomicBool::new(true),
+            learnt: AtomicU64::new(0),
+            look_anew: AtomicBool::new(false),
         }
     }
 
@@ -247,6 +265,37 @@ impl Vg {
     /// What LVM does not come to the end of, in a sentence. `None` when all is well.
     pub(super) fn hanging(&self) -> Option<String> {
         self.hanging.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What a report says of it, if that can be no older than what is known.
+    fn take(&self, state: VgState, begun: &Begun, own: Option<&LvmUuid>) {
+        let state = Arc::new(with_queued_of(state, &self.state()));
+        if own == Some(&self.uuid) {
+            self.learn(state);
+            return;
+        }
+        // Nobody begins to change it, or to look at it, meanwhile.
+        let turn = self.turn.try_lock();
+        if turn.is_ok() && self.is_as_begun(begun) {
+            self.set(state);
+        }
+        // What is known now need not be what was read from the disks last.
+        self.look_anew.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what a report says of it now can be no older than what is known.
+    fn may_be_taken(&self, begun: &Begun, own: Option<&LvmUuid>) -> bool {
+        own == Some(&self.uuid) || (self.turn.try_lock().is_ok() && self.is_as_begun(begun))
+    }
+
+    fn is_as_begun(&self, begun: &Begun) -> bool {
+        begun.get(&self.uuid) == Some(&self.learnt.load(Ordering::Relaxed))
+    }
+
+    /// What whoever has the turn learnt of it.
+    fn learn(&self, state: Arc<VgState>) -> bool {
+        self.learnt.fetch_add(1, Ordering::Relaxed);
+        self.set(state)
     }
 
     fn set(&self, state: Arc<VgState>) -> bool {
@@ -298,6 +347,9 @@ impl<H: Host> Turn<'_, H> {
             if again > 0 {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
+            if self.vg.look_anew.swap(false, Ordering::Relaxed) {
+                self.disks.forget();
+            }
             let known = self.vg.state();
             let devices: BTreeMap<LvmUuid, PathBuf> = known
                 .pvs
@@ -334,11 +386,12 @@ impl<H: Host> Turn<'_, H> {
 
     async fn ask_lvm(&mut self) -> Result<Arc<VgState>> {
         let _one = self.store.scanning.lock().await;
+        let begun = self.store.begun();
         let report = self.store.report().await?;
         let uuid = &self.vg.uuid;
         let seen = report.vgs.iter().any(|vg| vg.uuid == *uuid);
         let why = report.incomplete.get(self.vg.name().as_str()).cloned();
-        self.store.take(report);
+        self.store.take(report, &begun, Some(uuid));
         if seen {
             return Ok(self.vg.state());
         }
@@ -350,7 +403,7 @@ impl<H: Host> Turn<'_, H> {
 
     fn learn(&self, state: VgState) -> Arc<VgState> {
         let state = Arc::new(state);
-        if self.vg.set(Arc::clone(&state)) {
+        if self.vg.learn(Arc::clone(&state)) {
             self.store.changed();
         }
         state
@@ -369,7 +422,7 @@ impl<H: Host> Turn<'_, H> {
                 "LVM's report and the metadata on disk differ; LVM is asked after every change from now on. Please report this."
             );
             self.vg.readable.store(false, Ordering::Relaxed);
-            self.vg.set(told);
+            self.vg.learn(told);
         }
         Ok(())
     }

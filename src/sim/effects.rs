@@ -58,7 +58,9 @@ impl Host for SimHost {
         self.alive().map_err(|_| dead())?;
         self.note_run(call.label());
         if reads {
-            return Ok(self.execute(call));
+            let done = self.execute(call);
+            self.be_late(&call.to_string()).await;
+            return Ok(done);
         }
         if call.program == Program::Lvm {
             self.hang(&call.to_string()).await;

@@ -23,6 +23,8 @@ pub struct SimHost {
     dead: watch::Sender<bool>,
     /// LVM's changes with this in them do not come to their end.
     stalled: watch::Sender<Option<String>>,
+    /// Answers of LVM that are late, though what they say is of when it was asked.
+    late: watch::Sender<Option<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +51,7 @@ impl SimHost {
             gate: Arc::default(),
             dead: watch::Sender::new(false),
             stalled: watch::Sender::new(None),
+            late: watch::Sender::new(None),
         }
     }
 
@@ -63,6 +66,7 @@ impl SimHost {
             gate: Arc::new(Mutex::new(gate)),
             dead: watch::Sender::new(false),
             stalled: watch::Sender::new(None),
+            late: watch::Sender::new(None),
         }
     }
 
@@ -76,6 +80,11 @@ impl SimHost {
     /// From now on LVM hangs in changes whose commands have this in them; `None`: in none any more.
     pub fn stall(&self, part: Option<&str>) {
         self.stalled.send_replace(part.map(ToOwned::to_owned));
+    }
+
+    /// From now on the answers of LVM's reads that have this in them are held back; `None`: none any more.
+    pub fn hold_back(&self, part: Option<&str>) {
+        self.late.send_replace(part.map(ToOwned::to_owned));
     }
 
     /// Waits until the agent's process is dead.
@@ -127,10 +136,12 @@ impl SimHost {
 
     /// Waits for as long as LVM hangs in this command.
     pub(super) async fn hang(&self, command: &str) {
-        let goes_on =
-            |stalled: &Option<String>| stalled.as_ref().is_none_or(|part| !command.contains(part));
-        // The sender is here, so that it cannot end otherwise.
-        drop(self.stalled.subscribe().wait_for(goes_on).await);
+        wait_for_others(&self.stalled, command).await;
+    }
+
+    /// Waits for as long as the answer to this command is held back.
+    pub(super) async fn be_late(&self, command: &str) {
+        wait_for_others(&self.late, command).await;
     }
 
     /// Has an effect pass the gate.
@@ -183,4 +194,11 @@ impl SimHost {
             None => tokio::task::yield_now().await,
         }
     }
+}
+
+async fn wait_for_others(who_waits: &watch::Sender<Option<String>>, command: &str) {
+    let goes_on =
+        |waits: &Option<String>| waits.as_ref().is_none_or(|part| !command.contains(part));
+    // The sender is here, so that it cannot end otherwise.
+    drop(who_waits.subscribe().wait_for(goes_on).await);
 }

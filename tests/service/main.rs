@@ -30,6 +30,7 @@ mod fake_api;
 mod faults;
 mod hostile;
 mod link;
+mod new_volumes;
 mod orphans;
 mod partitions;
 mod peers;

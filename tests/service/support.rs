@@ -30,6 +30,13 @@ backends:
     reserve: 0%
 ";
 
+/// Two volume groups, each on a disk of its own.
+pub const TWO_VGS: &str = "
+backends:
+  - { name: a, volumeGroup: vg0, create: true, devices: [/dev/disk/by-id/disk0], reserve: 0% }
+  - { name: b, volumeGroup: vg1, create: true, devices: [/dev/disk/by-id/disk1], reserve: 0% }
+";
+
 /// A running agent.
 #[derive(Debug)]
 pub struct Node {
@@ -275,6 +282,11 @@ pub fn volume(name: &str, provisioning: Provisioning, usage: Usage, gib: u64) ->
         source: None,
         claim: None,
     }
+}
+
+pub fn on_backend(mut request: CreateVolume, backend: &str) -> CreateVolume {
+    request.class.backend = Some(BackendName::parse(backend).unwrap());
+    request
 }
 
 /// A small one, wiped when it is deleted.

@@ -14,7 +14,7 @@ use cinderblock::names::{BackendName, Handle, LvName};
 use cinderblock::sim::{SimHost, World};
 use cinderblock::units::Bytes;
 
-use crate::support::{Node, VG, mounted, staging, thick, thin};
+use crate::support::{Node, TWO_VGS, VG, mounted, on_backend, staging, thick, thin};
 
 /// Longer than what is wrong takes to be noticed.
 async fn noticed() {
@@ -141,22 +141,12 @@ async fn a_pool_that_fills_is_told_of_step_by_step() {
     assert_eq!(fill(10).await, (vec![], vec![]));
 }
 
-const TWO_VGS: &str = "
-backends:
-  - { name: a, volumeGroup: vg0, create: true, devices: [/dev/disk/by-id/disk0], reserve: 0% }
-  - { name: b, volumeGroup: vg1, create: true, devices: [/dev/disk/by-id/disk1], reserve: 0% }
-";
-
 #[tokio::test(start_paused = true)]
 async fn lvm_that_hangs_in_one_volume_group_hangs_nothing_else() {
     let host = SimHost::new(World::with_disks(&[Bytes::gib(20), Bytes::gib(20)]));
     let node = Node::start(&host, TWO_VGS);
     node.wait_ready().await;
-    let on = |backend: &str, name: &str| {
-        let mut request = thick(name);
-        request.class.backend = Some(BackendName::parse(backend).unwrap());
-        request
-    };
+    let on = |backend: &str, name: &str| on_backend(thick(name), backend);
     let a = node.create(on("a", "pvc-a")).await.unwrap().handle;
     let b = node.create(on("b", "pvc-b")).await.unwrap().handle;
     node.stage(&a, mounted(FsType::Ext4)).await.unwrap();

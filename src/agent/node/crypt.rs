@@ -75,6 +75,7 @@ impl<H: Host> Agent<H> {
             return self.grow_crypt(vg, (lv, device, &mapping.name), || Ok(crypt.keys)).await;
         }
         if lv.tags.pending == Some(Pending::Fresh) {
+            self.must_be_fresh(vg, lv, &mapping).await?;
             self.blank_ends(&crypt, &mapping).await?;
         }
         Ok(mapping)
@@ -161,6 +162,7 @@ impl<H: Host> Agent<H> {
             self.must_not_be_proved(crypt).await?;
         }
         self.close_mapping(&vg.state().handle(&lv.name)).await?;
+        self.must_be_fresh(vg, lv, device).await?;
         if !ours {
             self.must_be_blank(lv, device, None).await?;
         }

@@ -51,7 +51,7 @@ impl<H: Host> Agent<H> {
     ) -> Result<Superblock> {
         match lv.tags.pending {
             Some(Pending::Fresh) => {
-                self.must_be_let_go(lv, device).await?;
+                self.must_be_fresh(vg, lv, device).await?;
                 self.format(lv, device, fs).await?;
                 self.settle(vg, &lv.name, Pending::Fresh).await?;
             }
