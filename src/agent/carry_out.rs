@@ -53,6 +53,10 @@ impl<H: Host> Agent<H> {
                     continue;
                 }
             };
+            for step in &steps {
+                let in_step = self.must_be_in_step(&state, step).await;
+                in_step.map_err(|e| in_doubt(e, progress))?;
+            }
             last = steps.last().and_then(Change::lv).cloned().or(last);
             for step in &steps {
                 self.0.births.begin(vg, step);

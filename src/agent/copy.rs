@@ -262,10 +262,15 @@ impl<H: Host> Agent<H> {
                 _ => tokio::time::sleep(GUARD_AGAIN).await,
             }
         };
-        if let Some(Source::Volume(source)) =
-            still(&vg.state(), lv, uuid).and_then(|lv| lv.tags.source.clone())
-        {
-            self.wait_in_step(vg, &source).await?;
+        // The image is taken of the source, or removed from what that is called now.
+        let state = vg.state();
+        let image = state.lvs.get(&lv.image()).and_then(Lv::cow_origin).cloned();
+        let source = still(&state, lv, uuid).and_then(|lv| match lv.tags.source.clone()? {
+            Source::Volume(source) => Some(source),
+            Source::Snapshot(_) => None,
+        });
+        if let Some(origin) = image.or(source) {
+            self.wait_in_step(vg, &origin).await?;
         }
         self.carry_out(vg, |state, rules| match still(state, lv, uuid) {
             Some(found) => plan::copy::plan(state, rules, found),
@@ -396,11 +401,13 @@ impl<H: Host> Agent<H> {
         let origin = image.cow_origin().cloned();
         let (agent, vg, uuid) = (self.clone(), Arc::clone(vg), image.uuid.clone());
         self.0.tasks.spawn(async move {
-            if let Some(origin) = &origin {
-                drop(agent.wait_in_step(&vg, origin).await);
-            }
-            let removed = agent.carry_out(&vg, |state, _| Ok(plan::copy::left(state, &uuid))).await;
-            if let Err(error) = removed {
+            let removed = async {
+                if let Some(origin) = &origin {
+                    agent.wait_in_step(&vg, origin).await?;
+                }
+                agent.carry_out(&vg, |state, _| Ok(plan::copy::left(state, &uuid))).await
+            };
+            if let Err(error) = removed.await {
                 tracing::warn!(vg = %vg.name(), error = error.chain(), "cannot remove what a copy has left; trying again in {TRY_EVERY:?}");
                 agent.0.copies.failed().insert(uuid, Instant::now());
             }

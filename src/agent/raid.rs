@@ -15,6 +15,7 @@ use super::store::Vg;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::raid_status::RaidStatus;
+use crate::lvm::change::Change;
 use crate::lvm::state::{Lv, LvLayout, VgState};
 use crate::names::{Handle, LvName, dm_name};
 
@@ -72,24 +73,37 @@ impl<H: Host> Agent<H> {
     pub(super) async fn wait_in_step(&self, vg: &Vg, lv: &LvName) -> Result<()> {
         let start = Instant::now();
         loop {
-            let state = vg.state();
-            let Some(found) = state.lvs.get(lv) else { return Ok(()) };
-            if !matches!(found.layout, LvLayout::Raid(_)) {
-                return Ok(());
-            }
-            let Some(status) = self.raid_status(&state, found).await? else { return Ok(()) };
-            if status.behind == 0 && status.action == "idle" {
-                return Ok(());
-            }
+            let Some(status) = self.out_of_step(&vg.state(), lv).await? else { return Ok(()) };
             if start.elapsed() >= IN_STEP_WITHIN {
-                let percent = status.in_step.0.saturating_mul(100).checked_div(status.in_step.1);
-                return Err(Error::unavailable(format!(
-                    "the legs of RAID volume {lv} are being brought in step ({}%), and its thick snapshots can be neither taken nor removed meanwhile",
-                    percent.unwrap_or_default()
-                )));
+                return Err(not_in_step(lv, &status));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// The same of an LV whose thick snapshots a change is about to change, asked once: whoever waited
+    /// did so before its turn, and by the name that the LV had then.
+    pub(super) async fn must_be_in_step(&self, state: &VgState, change: &Change) -> Result<()> {
+        let origin = if let Change::Remove { lv, .. } | Change::SplitSnapshot { lv } = change {
+            state.lvs.get(lv).and_then(Lv::cow_origin)
+        } else if let Change::SnapshotThick { origin, .. } = change {
+            Some(origin)
+        } else {
+            None
+        };
+        let Some(origin) = origin else { return Ok(()) };
+        match self.out_of_step(state, origin).await? {
+            Some(status) => Err(not_in_step(origin, &status)),
+            None => Ok(()),
+        }
+    }
+
+    /// How the legs of an LV are, when it is active RAID and they are not in step.
+    async fn out_of_step(&self, state: &VgState, lv: &LvName) -> Result<Option<RaidStatus>> {
+        let found = state.lvs.get(lv).filter(|lv| matches!(lv.layout, LvLayout::Raid(_)));
+        let Some(found) = found else { return Ok(None) };
+        let status = self.raid_status(state, found).await?;
+        Ok(status.filter(|status| status.behind > 0 || status.action != "idle"))
     }
 
     /// `None` when it is not active.
@@ -117,6 +131,14 @@ impl<H: Host> Agent<H> {
         })?;
         Ok(status.and_then(|s| s.targets.first().and_then(|(_, line)| RaidStatus::parse(line))))
     }
+}
+
+fn not_in_step(lv: &LvName, status: &RaidStatus) -> Error {
+    let percent = status.in_step.0.saturating_mul(100).checked_div(status.in_step.1);
+    Error::unavailable(format!(
+        "the legs of RAID volume {lv} are being brought in step ({}%), and its thick snapshots can be neither taken nor removed meanwhile",
+        percent.unwrap_or_default()
+    ))
 }
 
 fn tell(volume: &Handle, before: Option<&RaidStatus>, now: &RaidStatus) {

@@ -140,8 +140,11 @@ impl<H: Host> Agent<H> {
         if lost && kind == Kind::Snapshot {
             return self.remove_lost(&vg, &handle).await;
         }
-        if let Some(origin) = state.lvs.get(&handle.lv).and_then(Lv::cow_origin) {
-            self.wait_in_step(&vg, origin).await?;
+        // With a volume that is being copied goes the image that it is copied from.
+        for snapshot in [&handle.lv, &handle.lv.image()] {
+            if let Some(origin) = state.lvs.get(snapshot).and_then(Lv::cow_origin) {
+                self.wait_in_step(&vg, origin).await?;
+            }
         }
         // LVM refuses to remove what is open, too; asked before, we can say who it is.
         if !matches!(plan::remove::plan(&state, &handle.lv, kind), Ok(Plan::Done) | Err(_)) {
@@ -161,6 +164,7 @@ impl<H: Host> Agent<H> {
             && let Some(lv) = state.lvs.get(&handle.lv).filter(|lv| is_lost_with_disk(&state, lv))
         {
             let change = Change::Remove { lv: lv.name.clone(), uuid: lv.uuid.clone() };
+            self.must_be_in_step(&state, &change).await?;
             let ran = turn.run(&change).await;
             let state = turn.refresh_though_partial().await?;
             // Only its own disks could say that it is gone, and those that are there do.

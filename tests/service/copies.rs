@@ -7,7 +7,7 @@ use cinderblock::domain::{
 use cinderblock::error::ErrorKind;
 use cinderblock::lvm::layout::{RaidLevel, ThickLayout};
 use cinderblock::lvm::state::LvLayout;
-use cinderblock::lvm::tag::{FsType, Usage, Wipe};
+use cinderblock::lvm::tag::{FsType, Tags, Usage, Wipe};
 use cinderblock::names::{CsiName, Handle, LvName};
 use cinderblock::units::Bytes;
 
@@ -353,5 +353,91 @@ async fn raid_has_thick_snapshots_too() {
         let request = CreateVolume { name, source: Some(from), ..request.clone() };
         let copy = node.create(request).await.unwrap().handle;
         assert_eq!(node.read(&copy, AccessType::Block).await, wanted);
+    }
+}
+
+/// A RAID volume with data, and a clone of it that is being copied for hours.
+async fn clone_of_raid() -> (Node, Handle, Handle, u64) {
+    let config: Vec<&str> = CONFIG.lines().filter(|line| !line.contains("thinPool")).collect();
+    let config = config.join("\n").replace("reserve: 0%", "reserve: 0%\n    copyRate: 1Mi");
+    let disks = cinderblock::sim::World::with_disks(&[Bytes::gib(20), Bytes::gib(20)]);
+    let node = Node::start(&cinderblock::sim::SimHost::new(disks), &config);
+    node.wait_ready().await;
+    let mut request = volume("pvc-0", Provisioning::Thick, Usage::Block, 1);
+    request.class.layout =
+        ThickLayout::Raid { level: RaidLevel::Raid1, legs: 2, stripe_size: Bytes::ZERO };
+    let source = node.create(request.clone()).await.unwrap().handle;
+    node.write(&source, AccessType::Block, "data").await;
+    let all = free(&node);
+    let (name, from) = (CsiName::parse("pvc-1").unwrap(), ContentSource::Volume(source.clone()));
+    request.class.layout = ThickLayout::Linear;
+    node.create(CreateVolume { name, source: Some(from), ..request }).await.unwrap_err();
+    assert_eq!(lvs(&node), ["pvc-0", "pvc-1", "pvc-1.image"]);
+    let clone = Handle { lv: LvName::parse("pvc-1").unwrap(), ..source.clone() };
+    (node, source, clone, all)
+}
+
+/// The commands since then that move a RAID volume's legs.
+fn moves(node: &Node, since: usize) -> usize {
+    let moves = ["lvm lvremove", "lvm lvconvert"];
+    node.host.programs_run()[since..].iter().filter(|run| moves.contains(&run.as_str())).count()
+}
+
+/// The kernel would hang with LVM's lock, until the node is started anew.
+#[tokio::test(start_paused = true)]
+async fn the_image_of_a_raid_volume_goes_only_while_its_legs_are_in_step() {
+    for source_is_deleted in [false, true] {
+        let (node, source, clone, all) = clone_of_raid().await;
+        let mut name = source.lv.clone();
+        if source_is_deleted {
+            node.delete(&source).await.unwrap();
+            let lvs = lvs(&node);
+            let trash = lvs.iter().find(|lv| lv.starts_with("cb-trash-")).unwrap();
+            name = LvName::parse(trash).unwrap();
+        }
+        node.host.world().set_raid(VG, name.as_str(), "Aa", "resync");
+        let since = node.host.programs_run().len();
+        let error = node.delete(&clone).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        assert!(error.to_string().contains("being brought in step (25%)"), "{error}");
+        assert_eq!(moves(&node, since), 0);
+        node.host.world().set_raid(VG, name.as_str(), "AA", "idle");
+        node.delete(&clone).await.unwrap();
+        node.wait_wiped().await.unwrap();
+        // Two legs, each with LVM's own extent.
+        let left = if source_is_deleted { all + 514 } else { all };
+        assert_eq!(free(&node), left, "{:?}", lvs(&node));
+    }
+}
+
+/// The same of an image whose volume is gone, and of the copy that comes to its end meanwhile.
+#[tokio::test(start_paused = true)]
+async fn nobody_removes_the_image_of_a_raid_volume_that_is_not_in_step_by_itself() {
+    for (orphaned, source_is_deleted) in
+        [(true, false), (true, true), (false, false), (false, true)]
+    {
+        let (node, source, clone, _) = clone_of_raid().await;
+        let mut name = source.lv.clone();
+        if source_is_deleted {
+            node.delete(&source).await.unwrap();
+            let lvs = lvs(&node);
+            let trash = lvs.iter().find(|lv| lv.starts_with("cb-trash-")).unwrap();
+            name = LvName::parse(trash).unwrap();
+        }
+        node.host.world().set_raid(VG, name.as_str(), "Aa", "resync");
+        if orphaned {
+            // Somebody takes its volume for himself.
+            node.host.world().retag(VG, "pvc-1", |tags| *tags = Tags::default());
+        }
+        let since = node.host.programs_run().len();
+        tokio::time::sleep(std::time::Duration::from_mins(40)).await;
+        assert_eq!(moves(&node, since), 0, "orphaned {orphaned}, deleted {source_is_deleted}");
+        assert!(lvs(&node).contains(&"pvc-1.image".to_owned()));
+        node.host.world().set_raid(VG, name.as_str(), "AA", "idle");
+        tokio::time::sleep(std::time::Duration::from_mins(5)).await;
+        assert!(!lvs(&node).contains(&"pvc-1.image".to_owned()), "{:?}", lvs(&node));
+        if !orphaned {
+            assert_eq!(node.read(&clone, AccessType::Block).await, "data");
+        }
     }
 }
