@@ -43,7 +43,7 @@ fn random_clients_and_faults_meet_what_the_model_says() {
         match play(&script) {
             Ok(figures) => sum.add(&figures),
             Err(why) => {
-                let (short, why) = shrink(script, why);
+                let (short, why) = shrink(script, why, |script| play(script).err());
                 panic!(
                     "seed {seed} fails: CINDERBLOCK_SEED={seed} CINDERBLOCK_CASES=1 repeats it. Short:\n{}\n{why}",
                     short.as_rust()
