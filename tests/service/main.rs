@@ -36,6 +36,7 @@ mod partitions;
 mod peers;
 mod pool_parts;
 mod pools;
+mod recorded_tags;
 mod repair;
 mod scale;
 mod scale_cluster;

@@ -109,6 +109,149 @@ fn the_first_version_is_written_as_ever() {
     assert_eq!(now, recorded);
 }
 
+/// A message by its name, as it goes over the wire.
+type Named = (&'static str, String);
+
+fn requests() -> Vec<Named> {
+    let handle = || format!("{VG}/pvc-1");
+    let range = Some(pb::CapacityRange { required_bytes: 2 << 30, limit_bytes: 3 << 30 });
+    let source = |source| Some(pb::Source { source: Some(source) });
+    let of_snapshot = pb::source::Source::Snapshot(format!("{VG}/snap-1"));
+    let of_volume = pb::source::Source::Volume(handle());
+    let stripes = pb::create_volume_request::Striped { stripes: 2, stripe_size_bytes: 65_536 };
+    let raid = pb::create_volume_request::Raid {
+        level: "raid5".to_owned(),
+        legs: 3,
+        stripe_size_bytes: 65_536,
+    };
+    let thick = |layout| pb::CreateVolumeRequest {
+        provisioning: pb::Provisioning::Thick.into(),
+        layout: Some(layout),
+        wipe: "zero".to_owned(),
+        claim: Some(pb::Claim { namespace: "db".to_owned(), name: "data".to_owned() }),
+        ..create("pvc-1")
+    };
+    let from = |from| pb::CreateVolumeRequest { source: source(from), ..create("pvc-1") };
+    let snapshot = pb::CreateSnapshotRequest {
+        name: "snapshot-1".to_owned(),
+        source: handle(),
+        cow_size_percent: 10,
+    };
+    let labels = [("disk".to_owned(), "nvme".to_owned())];
+    vec![
+        ("CreateVolumeRequest striped", {
+            hex(&thick(pb::create_volume_request::Layout::Striped(stripes)))
+        }),
+        ("CreateVolumeRequest raid", {
+            hex(&thick(pb::create_volume_request::Layout::Raid(raid)))
+        }),
+        ("CreateVolumeRequest of a snapshot", hex(&from(of_snapshot))),
+        ("CreateVolumeRequest of a volume", hex(&from(of_volume))),
+        ("DeleteVolumeRequest", hex(&pb::DeleteVolumeRequest { handle: handle() })),
+        ("ExpandVolumeRequest", hex(&pb::ExpandVolumeRequest { handle: handle(), range })),
+        ("CreateSnapshotRequest", hex(&snapshot)),
+        ("DeleteSnapshotRequest", hex(&pb::DeleteSnapshotRequest { handle: handle() })),
+        ("Labels", hex(&pb::Labels { labels: labels.into() })),
+        ("IdentifyResponse", hex(&pb::IdentifyResponse { token: "node:n1".to_owned() })),
+    ]
+}
+
+fn answers() -> Vec<Named> {
+    use pb::failure::Kind;
+    let failure = |kind: Kind| pb::Failure { kind: kind.into(), message: "why".to_owned() };
+    let no_space = || failure(Kind::NoSpace);
+    let snapshot = pb::Snapshot {
+        handle: format!("{VG}/snap-1"),
+        name: "snapshot-1".to_owned(),
+        source: format!("{VG}/pvc-1"),
+        size_bytes: 1 << 30,
+        created_unix: 1_700_000_000,
+        lost: true,
+    };
+    let volume = pb::Volume {
+        encrypted: true,
+        created_unix: 1_700_000_000,
+        claim: Some(pb::Claim { namespace: "db".to_owned(), name: "data".to_owned() }),
+        ..made("pvc-1")
+    };
+    let created = |result| pb::CreateVolumeResponse { result: Some(result), revision: 7 };
+    let expanded = |result| pb::ExpandVolumeResponse { result: Some(result), revision: 7 };
+    let taken = |result| pb::CreateSnapshotResponse { result: Some(result), revision: 7 };
+    let done = |failure| pb::DoneResponse { failure, revision: 7 };
+    let trouble = |subject| pb::Trouble {
+        subject: Some(subject),
+        reason: "VolumeDegraded".to_owned(),
+        sentence: "why".to_owned(),
+        since_unix: 1_700_000_000,
+    };
+    let event = pb::InventoryEvent {
+        revision: 8,
+        more: true,
+        volumes_gone: vec![format!("{VG}/pvc-1")],
+        snapshots: vec![snapshot.clone()],
+        snapshots_gone: vec![format!("{VG}/snap-2")],
+        troubles: Some(pb::Troubles {
+            troubles: vec![
+                trouble(pb::trouble::Subject::Volume(format!("{VG}/pvc-1"))),
+                trouble(pb::trouble::Subject::Backend("fast".to_owned())),
+            ],
+        }),
+        ..pb::InventoryEvent::default()
+    };
+    let mut all = vec![
+        ("CreateVolumeResponse", {
+            hex(&created(pb::create_volume_response::Result::Volume(volume)))
+        }),
+        ("CreateVolumeResponse failed", {
+            hex(&created(pb::create_volume_response::Result::Failure(no_space())))
+        }),
+        ("ExpandVolumeResponse", {
+            hex(&expanded(pb::expand_volume_response::Result::SizeBytes(2 << 30)))
+        }),
+        ("ExpandVolumeResponse failed", {
+            hex(&expanded(pb::expand_volume_response::Result::Failure(no_space())))
+        }),
+        ("CreateSnapshotResponse", {
+            hex(&taken(pb::create_snapshot_response::Result::Snapshot(snapshot)))
+        }),
+        ("CreateSnapshotResponse failed", {
+            hex(&taken(pb::create_snapshot_response::Result::Failure(no_space())))
+        }),
+        ("DoneResponse", hex(&done(None))),
+        ("DoneResponse failed", hex(&done(Some(no_space())))),
+        ("InventoryEvent of changes", hex(&event)),
+    ];
+    for (name, kind) in [
+        ("Failure unknown", Kind::Unknown),
+        ("Failure invalid", Kind::Invalid),
+        ("Failure not found", Kind::NotFound),
+        ("Failure already exists", Kind::AlreadyExists),
+        ("Failure no space", Kind::NoSpace),
+        ("Failure out of range", Kind::OutOfRange),
+        ("Failure failed precondition", Kind::FailedPrecondition),
+        ("Failure pending", Kind::Pending),
+        ("Failure unavailable", Kind::Unavailable),
+        ("Failure unimplemented", Kind::Unimplemented),
+        ("Failure damaged", Kind::Damaged),
+        ("Failure host", Kind::Host),
+    ] {
+        all.push((name, hex(&failure(kind))));
+    }
+    all
+}
+
+/// What came to the first version later, as it was sent then: lines are added to the file, and never
+/// changed.
+#[test]
+fn requests_and_answers_are_written_as_ever() {
+    let recorded = include_str!("../recordings/agent-protocol-1-calls.hex");
+    let mut lines = recorded.lines();
+    for (name, bytes) in requests().into_iter().chain(answers()) {
+        assert_eq!(lines.next(), Some(format!("{name}: {bytes}").as_str()));
+    }
+    assert_eq!(lines.next(), None);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_agent_is_not_asked_for_what_it_would_drop() {
     let door = Door::open().await;
