@@ -98,7 +98,11 @@ fn make(world: &mut World, device: &Path, fs: FsType, uuid: Option<String>) -> C
     world.soil(device);
     let raw = world.mapping_at(device).is_none();
     if let Some(content) = world.content_mut(device) {
-        // mkfs has no regard for what is there.
+        if fs == FsType::Btrfs && content.superblock.as_ref().is_some_and(|sb| sb.uuid == uuid) {
+            // Of whatever device, this one too.
+            return answer(1, "", &format!("ERROR: non-unique UUID: {uuid}"));
+        }
+        // mkfs has no regard for what else is there.
         content.superblock = Some(Superblock { fs, uuid, size });
         content.log_cut = false;
         content.data.clear();

@@ -77,6 +77,13 @@ impl<H: Host> Agent<H> {
         let uuid = lv.uuid.filesystem_uuid();
         self.must_be_blank(lv, device, Some(uuid)).await?;
         self.must_have_no_files(lv, device).await?;
+        let before = self.superblock(lv, device).await?;
+        // mkfs.btrfs refuses a UUID that a device has, also if it is this one. It writes the superblock last, so what
+        // is there is whole, and it was mounted just now.
+        if fs == FsType::Btrfs && before.is_some_and(|sb| sb.uuid == uuid && sb.fs == fs) {
+            tracing::info!(volume = %lv.name, %fs, "an earlier try has formatted it");
+            return Ok(());
+        }
         tracing::info!(volume = %lv.name, %fs, size = %device.size, "formatting");
         self.change(lv, "format", &make(fs, &device.node, uuid)).await?;
         let made = self.superblock(lv, device).await?;

@@ -5,14 +5,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use cinderblock_lab::driver::{Access, Class, Csi, Machine, Source, is_open};
+use cinderblock_lab::driver::{self, Access, Class, Csi, Machine, Source, is_open};
 use cinderblock_lab::long::{self, Random, figure};
 use tonic::Status;
 
 use crate::support::{
-    BACKEND, GIB, MASTER, MIB, THICK_BLOCK, Vol, encrypted, expect_nothing_left, filesystem, fill,
-    pooled, started, sum,
+    BACKEND, GIB, MASTER, MIB, THICK_BLOCK, VG, Vol, encrypted, expect_nothing_left, filesystem,
+    fill, started, sum,
 };
+
+/// What the Secret of encrypted volumes says while their master key changes.
+const CHANGED: [(&str, &str); 2] = [
+    ("masterKey", "Zk9uT1mWq2v7Xc4sL8dR0yB5nH3jG6pEaKfQwM1tUxI="),
+    ("previousMasterKey", MASTER[0].1),
+];
+/// A pool that has to grow, and that has room enough while nobody is there to see to it.
+const POOL: &str =
+    "reserve: 0%\nthinPool: { size: 10%, overprovision: 20, autogrow: { at: 10%, by: 64Mi } }";
+/// So many kinds of volumes live at the same time in a short run.
+const KINDS: usize = 5;
 
 /// New lives begin for so long; the last ones come to their end.
 const TIME: Duration = Duration::from_secs(30);
@@ -49,7 +60,7 @@ pub(crate) fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Re
         insist("unpublish", || v.unpublish(&v.pod))?;
         insist("unstage", || v.unstage())
     };
-    let v = create(name)?;
+    let mut v = create(name)?;
     attach(&v)?;
     let written = fill(machine, &v.file("data"), 4)?;
     let grown = insist("expand", || csi.expand(&v.id, later * MIB))?;
@@ -57,6 +68,9 @@ pub(crate) fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Re
     insist("expand on the node", || csi.expand_on_node(&v.id, &v.pod))?;
     let mut copies = Vec::new();
     let mut snapshot = None;
+    // From here on the Secret has the new key beside the old one. Who has no key does not mind.
+    let csi = &csi.clone().with_secrets(&CHANGED);
+    v.csi = csi.clone();
     if with_copies {
         let of = format!("snapshot-{name}");
         let taken = insist("snapshot", || csi.snapshot(&of, &v.id))?.snapshot_id;
@@ -77,9 +91,13 @@ pub(crate) fn life(machine: &Machine, csi: &Csi, class: Class, name: &str) -> Re
         snapshot = Some(taken);
     }
     ensure!(sum(machine, &v.file("data"), 4)? == written, "other data");
-    detach(&v)?;
-    attach(&v)?;
-    ensure!(sum(machine, &v.file("data"), 4)? == written, "other data when staged again");
+    // The mount that changes the key, and one that has no other any more.
+    for secrets in [&CHANGED[..], &CHANGED[..1]] {
+        v.csi = csi.clone().with_secrets(secrets);
+        detach(&v)?;
+        attach(&v)?;
+        ensure!(sum(machine, &v.file("data"), 4)? == written, "other data when staged again");
+    }
     for it in copies.iter().chain([&v]) {
         detach(it)?;
         insist("delete", || it.delete())?;
@@ -118,31 +136,59 @@ fn cut(
     Ok(cuts)
 }
 
+/// In long runs all kinds of volumes, in others some of them.
+fn kinds(random: &mut Random) -> Vec<(Class, &'static str)> {
+    let raid = Class { more: &[("layout", "raid1")], ..filesystem("thick", "ext4") };
+    let wiped = Class { more: &[("wipe", "zero")], ..filesystem("thick", "ext4") };
+    let mut kinds = vec![
+        (filesystem("thin", "ext4"), "e"),
+        (filesystem("thin", "xfs"), "x"),
+        (filesystem("thin", "btrfs"), "t"),
+        (THICK_BLOCK, "b"),
+        (raid, "r"),
+        (wiped, "w"),
+        (encrypted(filesystem("thin", "ext4")), "l"),
+    ];
+    while !long::is_long() && kinds.len() > KINDS {
+        let at = random.below(kinds.len() as u64);
+        kinds.remove(usize::try_from(at).unwrap_or_default());
+    }
+    figure(&format!("kinds of volumes: {:?}", kinds.iter().map(|it| it.1).collect::<Vec<_>>()));
+    kinds
+}
+
+fn pool_mib(machine: &Machine) -> Result<u64> {
+    let size = format!("lvs --noheadings --units m --nosuffix -o lv_size {VG}/pool0 | cut -d. -f1");
+    Ok(machine.sh(&size)?.trim().parse()?)
+}
+
 #[test]
 fn a_driver_that_is_killed_at_random_keeps_every_promise() -> Result<()> {
     let mut random = Random::seeded("kills");
-    started("killed", &[4 * GIB, 4 * GIB], &pooled(2, "25%"), |machine| {
+    let config = driver::backend(BACKEND, VG, 2, POOL);
+    started("killed", &[4 * GIB, 4 * GIB], &config, |machine| {
         machine.driver.watchdog()?;
+        let kinds = kinds(&mut random);
+        let pool = pool_mib(machine)?;
         let (done, end) = (AtomicBool::new(false), long::end(TIME));
         let (cuts, counts) = thread::scope(|scope| {
             let cutter = scope.spawn(|| cut(machine, (&done, end), &mut random));
-            let classes = [
-                (filesystem("thin", "ext4"), "e"),
-                (filesystem("thin", "xfs"), "x"),
-                (THICK_BLOCK, "b"),
-                (Class { more: &[("layout", "raid1")], ..filesystem("thick", "ext4") }, "r"),
-                (encrypted(filesystem("thin", "ext4")), "l"),
-            ];
-            let workers = classes
-                .map(|(class, prefix)| scope.spawn(move || lives(machine, class, prefix, end)));
-            let counts = workers.map(|worker| worker.join().unwrap());
+            let workers: Vec<_> = kinds
+                .into_iter()
+                .map(|(class, prefix)| scope.spawn(move || lives(machine, class, prefix, end)))
+                .collect();
+            let counts: Vec<_> = workers.into_iter().map(|it| it.join().unwrap()).collect();
             done.store(true, Ordering::Relaxed);
             (cutter.join().unwrap(), counts)
         });
         let (cuts, counts) = (cuts?, counts.into_iter().collect::<Result<Vec<_>>>()?);
-        figure(&format!("kills: {cuts}, lives that came to their end: {counts:?}"));
+        let grown = pool_mib(machine)?;
+        figure(&format!(
+            "kills: {cuts}, lives that came to their end: {counts:?}, the pool: {pool} to {grown} MiB"
+        ));
         ensure!(counts.iter().all(|count| *count > 0), "no life came to its end");
         ensure!(cuts >= CUTS, "too few cuts to prove anything");
+        ensure!(grown > pool, "the pool did not grow");
         let csi = machine.driver.csi()?;
         let (volumes, snapshots) = (csi.volumes()?, csi.snapshots()?);
         ensure!(volumes.is_empty() && snapshots.is_empty(), "{volumes:?} {snapshots:?}");
