@@ -1,7 +1,7 @@
 //! Thick snapshots kept alive: how full they are, as the kernel tells; growing those in time that do
 //! not have all the room they can need; and saying so when one is lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Agent;
-use super::blocking::within;
+use super::blocking::{On, within};
 use super::device::KERNEL_TIMEOUT;
 use super::store::Vg;
 use crate::domain::Reason;
@@ -31,6 +31,8 @@ const GROW_AGAIN: Duration = Duration::from_mins(1);
 #[derive(Debug, Default)]
 pub(super) struct Cows {
     seen: Mutex<BTreeMap<LvmUuid, Seen>>,
+    /// VGs whose snapshots are being looked at.
+    looking: Mutex<BTreeSet<LvmUuid>>,
     shown: watch::Sender<Arc<ThickSnapshots>>,
 }
 
@@ -49,6 +51,10 @@ pub type ThickSnapshots = BTreeMap<Handle, CowStatus>;
 impl Cows {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<LvmUuid, Seen>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn looking(&self) -> MutexGuard<'_, BTreeSet<LvmUuid>> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a snapshot is known to be lost.
@@ -122,16 +128,28 @@ impl<H: Host> Agent<H> {
             let mut there = Vec::new();
             for vg in self.0.store.all() {
                 let state = vg.state();
-                for lv in state.lvs.values().filter(|lv| is_ours(lv)) {
-                    there.push(lv.uuid.clone());
-                    if let Err(error) = self.watch_cow(&vg, &state, lv).await {
-                        tracing::debug!(vg = %state.name, lv = %lv.name, error = error.chain(), "cannot look at the snapshot");
-                    }
+                let ours = state.lvs.values().filter(|lv| is_ours(lv));
+                there.extend(ours.map(|lv| lv.uuid.clone()));
+                let agent = self.clone();
+                if self.0.cows.looking().insert(vg.uuid.clone()) {
+                    // Apart: its disks may hang, and those of the others must not wait for them.
+                    tokio::spawn(async move { agent.watch_cows(&vg).await });
                 }
             }
             self.0.cows.lock().retain(|uuid, _| there.contains(uuid));
             self.show_cows();
         }
+    }
+
+    async fn watch_cows(&self, vg: &Arc<Vg>) {
+        let state = vg.state();
+        for lv in state.lvs.values().filter(|lv| is_ours(lv)) {
+            if let Err(error) = self.watch_cow(vg, &state, lv).await {
+                tracing::debug!(vg = %state.name, lv = %lv.name, error = error.chain(), "cannot look at the snapshot");
+            }
+        }
+        self.0.cows.looking().remove(&vg.uuid);
+        self.show_cows();
     }
 
     async fn watch_cow(&self, vg: &Arc<Vg>, state: &VgState, lv: &Lv) -> Result<()> {
@@ -182,9 +200,13 @@ impl<H: Host> Agent<H> {
     async fn look_at_cow(&self, state: &VgState, lv: &Lv) -> Result<Option<CowStatus>> {
         let name = dm_name(&state.name, &lv.name).map_err(|e| Error::invalid(e.to_string()))?;
         let what = format!("snapshot {name}");
-        let status = within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
-            host.device_status(&name)
-        });
+        let status = within(
+            &self.0.store,
+            On::Lv(&state.uuid, &lv.name),
+            KERNEL_TIMEOUT,
+            &what,
+            move |host| host.device_status(&name),
+        );
         let status = status
             .await?
             .map_err(|e| Error::host(format!("cannot ask the kernel about {what}")).because(e))?;

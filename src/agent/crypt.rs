@@ -2,7 +2,7 @@
 //! the volume's id alone.
 
 use super::Agent;
-use super::blocking::within;
+use super::blocking::{On, within};
 use super::device::KERNEL_TIMEOUT;
 use crate::error::{Error, Result};
 use crate::host::dm::DmDevice;
@@ -75,10 +75,11 @@ impl<H: Host> Agent<H> {
     async fn any_mapping(&self, volume: &Handle) -> Result<Option<DmDevice>> {
         let name = volume.crypt_name();
         let what = format!("device {name}");
-        let found =
-            within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| host.device(&name))
-                .await?
-                .map_err(|e| Error::host(format!("cannot look up {what}")).because(e))?;
+        let found = within(&self.0.store, On::Vg(&volume.vg), KERNEL_TIMEOUT, &what, move |host| {
+            host.device(&name)
+        })
+        .await?
+        .map_err(|e| Error::host(format!("cannot look up {what}")).because(e))?;
         // One without a size was never finished.
         Ok(found.filter(|device| device.size > Bytes::ZERO))
     }
@@ -87,7 +88,7 @@ impl<H: Host> Agent<H> {
     /// for ever.
     pub(super) async fn clear_unfinished(&self, name: &str) -> Result<()> {
         let (asked, what) = (name.to_owned(), format!("device {name}"));
-        let cleared = within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
+        let cleared = within(&self.0.store, On::Kernel(name), KERNEL_TIMEOUT, &what, move |host| {
             host.remove_unfinished_device(&asked)
         });
         if cleared.await?.map_err(|e| Error::host(format!("cannot remove {what}")).because(e))? {
@@ -100,13 +101,15 @@ impl<H: Host> Agent<H> {
     /// wait for ever. One that cannot be resumed is told, and keeps nobody else.
     pub(super) async fn resume_mappings(&self) {
         let what = "the decrypted devices";
-        let found = match within(&self.0.store.host, KERNEL_TIMEOUT, what, H::resume_mappings).await
-        {
-            Ok(found) => {
-                found.map_err(|e| Error::host(format!("cannot look up {what}")).because(e))
-            }
-            Err(error) => Err(error),
-        };
+        let found =
+            match within(&self.0.store, On::Kernel(what), KERNEL_TIMEOUT, what, H::resume_mappings)
+                .await
+            {
+                Ok(found) => {
+                    found.map_err(|e| Error::host(format!("cannot look up {what}")).because(e))
+                }
+                Err(error) => Err(error),
+            };
         match found {
             Ok(found) => found.iter().for_each(tell_resumed),
             Err(error) => {

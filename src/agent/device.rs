@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Agent;
-use super::blocking::within;
+use super::blocking::{On, within};
 use super::carry_out::own_lv;
 use super::store::{Turn, Vg, partial};
 use crate::error::{Error, Result};
@@ -33,9 +33,11 @@ impl<H: Host> Agent<H> {
         let name = dm_name(&state.name, &lv.name).map_err(|e| Error::invalid(e.to_string()))?;
         let what = format!("device {name}");
         let found =
-            within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| host.device(&name))
-                .await?
-                .map_err(|e| Error::host(format!("cannot look up {what}")).because(e))?;
+            within(&self.0.store, On::Vg(&state.uuid), KERNEL_TIMEOUT, &what, move |host| {
+                host.device(&name)
+            })
+            .await?
+            .map_err(|e| Error::host(format!("cannot look up {what}")).because(e))?;
         let Some(device) = found else { return Ok(None) };
         let uuid = format!("LVM-{}{}", state.uuid.compact(), lv.uuid.compact());
         if device.uuid != uuid {
@@ -126,7 +128,7 @@ impl<H: Host> Agent<H> {
     ) -> Result<Option<Mount>> {
         let (mounts, device) = (mounts.clone(), device.clone());
         let what = format!("device {}", device.name);
-        within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
+        within(&self.0.store, On::Device(&device.clone()), KERNEL_TIMEOUT, &what, move |host| {
             bound_node(host, &mounts, &device)
         })
         .await?
@@ -152,7 +154,7 @@ impl<H: Host> Agent<H> {
     /// Who uses a device.
     pub(super) async fn users_of(&self, device: DmDevice) -> Result<Vec<String>> {
         let what = format!("device {}", device.name);
-        within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
+        within(&self.0.store, On::Device(&device.clone()), KERNEL_TIMEOUT, &what, move |host| {
             let mounts = host.mounts()?;
             if let Some(bound) = bound_node(host, &mounts, &device)? {
                 return Ok(vec![format!("{MOUNTED} {} as a device", bound.target.display())]);

@@ -41,7 +41,7 @@ impl<H: Host> Agent<H> {
             }
             self.keep_set_up().await;
         };
-        tokio::join!(set_up, self.keep_published(changes));
+        tokio::join!(set_up, self.keep_published(changes), self.keep_raid());
     }
 
     /// Sets up backends when something has changed that they depend on. Apart from all else: it waits
@@ -63,6 +63,16 @@ impl<H: Host> Agent<H> {
         }
     }
 
+    /// Apart from what is published: a disk may hang.
+    async fn keep_raid(&self) {
+        let mut tick = ticks();
+        loop {
+            tick.tick().await;
+            self.watch_raid().await;
+            self.publish();
+        }
+    }
+
     async fn keep_published(&self, mut changes: watch::Receiver<u64>) {
         let mut tick = ticks();
         loop {
@@ -74,7 +84,6 @@ impl<H: Host> Agent<H> {
                         let agent = self.clone();
                         tokio::spawn(async move { agent.0.store.notice(&vg).await });
                     }
-                    self.watch_raid().await;
                 }
             }
             self.publish();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::Agent;
-use super::blocking::within;
+use super::blocking::{On, within};
 use super::store::Vg;
 use crate::config::Backend;
 use crate::error::{Error, Result};
@@ -84,9 +84,11 @@ impl<H: Host> Agent<H> {
     async fn remove_dead_links(&self, backend: &Backend) -> Result<()> {
         let folder = Path::new("/dev").join(backend.volume_group.as_str());
         let what = folder.display().to_string();
-        within(&self.0.store.host, DISK_TIMEOUT, &what, move |host| host.remove_dead_links(&folder))
-            .await?
-            .map_err(|e| Error::host(format!("cannot clear {what} of dead links")).because(e))
+        within(&self.0.store, On::Path(&folder.clone()), DISK_TIMEOUT, &what, move |host| {
+            host.remove_dead_links(&folder)
+        })
+        .await?
+        .map_err(|e| Error::host(format!("cannot clear {what} of dead links")).because(e))
     }
 
     /// Adds disks that were listed after a VG of ours was made.
@@ -146,7 +148,7 @@ impl<H: Host> Agent<H> {
     async fn disk(&self, path: &Path) -> Result<Disk> {
         let what = format!("disk {}", path.display());
         let asked = path.to_owned();
-        within(&self.0.store.host, DISK_TIMEOUT, &what, move |host| host.disk(&asked))
+        within(&self.0.store, On::Path(path), DISK_TIMEOUT, &what, move |host| host.disk(&asked))
             .await?
             .map_err(|e| Error::failed_precondition(format!("{what} cannot be used")).because(e))
     }
@@ -201,7 +203,7 @@ impl<H: Host> Agent<H> {
         // Whole blocks of whatever size the disk has.
         let (node, end) = (disk.node.clone(), end.saturating_sub(end % 4096));
         let what = format!("disk {}", path.display());
-        within(&self.0.store.host, DISK_TIMEOUT, &what, move |host| {
+        within(&self.0.store, On::Path(path), DISK_TIMEOUT, &what, move |host| {
             host.read_device(&node, 0, READ_TEST)?;
             host.read_device(&node, end, READ_TEST).map(drop)
         })

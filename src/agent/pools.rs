@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Agent;
-use super::blocking::within;
+use super::blocking::{On, within};
 use super::store::Vg;
 use super::troubles::{of_parts, of_pool};
 use crate::config::{Autogrow, Backend, ThinPool};
@@ -19,7 +19,7 @@ use crate::host::dm::PoolStatus;
 use crate::lvm::change::Change;
 use crate::lvm::state::{LvLayout, VgState};
 use crate::lvm::tag::Kind;
-use crate::names::{BackendName, LvName, LvmUuid, dm_name};
+use crate::names::{LvName, LvmUuid, dm_name};
 use crate::plan::pool_growth::{self, Condition};
 use crate::plan::{Growth, Plan, PoolRules, Rules};
 use crate::units::Bytes;
@@ -44,6 +44,10 @@ pub(super) struct Pools(Mutex<BTreeMap<(LvmUuid, LvName), Seen>>);
 struct Seen {
     /// What the kernel said last.
     status: Option<PoolStatus>,
+    /// Whether it is being looked at by the clock now.
+    looking: bool,
+    /// What a planner had to know of it when it was looked at last.
+    rules: Option<Rules>,
     /// Whether it is being grown now.
     growing: bool,
     /// Why it cannot grow, though it should.
@@ -92,37 +96,46 @@ impl<H: Host> Agent<H> {
     pub(super) async fn keep_pools(&self) {
         let mut tick = tokio::time::interval(WATCH_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut known = BTreeMap::new();
         loop {
             tick.tick().await;
-            let now = self.watch_pools().await;
-            if now != known {
-                known = now;
-                self.publish_again();
+            for (backend, vg) in self.backends_with_vg() {
+                let Some(pool) = backend.thin_pool.as_ref().map(|pool| pool.name.clone()) else {
+                    continue;
+                };
+                let is_free = |seen: &mut Seen| !std::mem::replace(&mut seen.looking, true);
+                if self.0.setup.pools.change(&vg.state(), &pool, is_free) {
+                    // Apart: its disk may hang, and those of the others must not wait for it.
+                    let agent = self.clone();
+                    tokio::spawn(async move { agent.watch_pool(&backend, &vg, &pool).await });
+                }
             }
         }
     }
 
-    /// Looks how full all backends' pools are, begins to grow those that need it, and says what is
-    /// wrong. What is known of them then.
-    async fn watch_pools(&self) -> BTreeMap<BackendName, Rules> {
-        let mut known = BTreeMap::new();
-        for (backend, vg) in self.backends_with_vg() {
-            let (state, Some(pool)) = (vg.state(), &backend.thin_pool) else { continue };
-            let looked = self.look_at_pool(&state, &pool.name).await;
-            let blind = looked.err().map(|error| error.chain());
-            if let Some(error) = blind.as_ref().filter(|why| {
-                self.0.setup.pools.get(&state, &pool.name).blind.as_ref() != Some(*why)
-            }) {
-                tracing::warn!(vg = %state.name, pool = %pool.name, error, "cannot look at the thin pool");
-            }
-            self.0.setup.pools.change(&state, &pool.name, |seen| seen.blind = blind);
-            self.grow_in_time(&backend, &vg, &pool.name);
-            self.tell(&backend, &state, &pool.name);
-            let rules = self.known_rules(&backend, &state);
-            known.insert(backend.name, rules);
+    /// Looks how full a backend's pool is, begins to grow it if it needs that, and says what is wrong.
+    async fn watch_pool(&self, backend: &Backend, vg: &Arc<Vg>, pool: &LvName) {
+        let looked = self.look_at_pool(&vg.state(), pool).await;
+        let state = vg.state();
+        let blind = looked.err().map(|error| error.chain());
+        let before = self
+            .0
+            .setup
+            .pools
+            .change(&state, pool, |seen| std::mem::replace(&mut seen.blind, blind.clone()));
+        // What else is said of a disk that hangs differs from time to time.
+        if let (Some(error), None) = (&blind, &before) {
+            tracing::warn!(vg = %state.name, %pool, error, "cannot look at the thin pool");
         }
-        known
+        self.grow_in_time(backend, vg, pool);
+        self.tell(backend, &state, pool);
+        let rules = Some(self.known_rules(backend, &state));
+        let changed = self.0.setup.pools.change(&state, pool, |seen| {
+            seen.looking = false;
+            std::mem::replace(&mut seen.rules, rules.clone()) != rules
+        });
+        if changed {
+            self.publish_again();
+        }
     }
 
     /// Begins to grow a pool that needs it. Nobody waits for it.
@@ -258,17 +271,19 @@ impl<H: Host> Agent<H> {
     ) -> Result<Option<PoolStatus>> {
         let name = dm_name(&state.name, pool).map_err(|e| Error::invalid(e.to_string()))?;
         let what = format!("thin pool {name}");
-        let status = within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
-            // Once a pool has volumes, its LV is a layer above the pool itself.
-            for name in [format!("{name}-tpool"), name] {
-                let status = host.device_status(&name)?;
-                let pool = status.and_then(|s| s.targets.into_iter().find(|t| t.0 == "thin-pool"));
-                if let Some((_, line)) = pool {
-                    return Ok(PoolStatus::parse(&line));
+        let status =
+            within(&self.0.store, On::Lv(&state.uuid, pool), KERNEL_TIMEOUT, &what, move |host| {
+                // Once a pool has volumes, its LV is a layer above the pool itself.
+                for name in [format!("{name}-tpool"), name] {
+                    let status = host.device_status(&name)?;
+                    let pool =
+                        status.and_then(|s| s.targets.into_iter().find(|t| t.0 == "thin-pool"));
+                    if let Some((_, line)) = pool {
+                        return Ok(PoolStatus::parse(&line));
+                    }
                 }
-            }
-            Ok(None)
-        });
+                Ok(None)
+            });
         status.await?.map_err(|e: std::io::Error| {
             Error::host(format!("cannot ask the kernel about {what}")).because(e)
         })

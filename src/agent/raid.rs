@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Agent;
-use super::blocking::within;
+use super::blocking::{On, within};
 use super::device::KERNEL_TIMEOUT;
 use super::store::Vg;
 use crate::error::{Error, Result};
@@ -116,19 +116,20 @@ impl<H: Host> Agent<H> {
         };
         let Some(name) = name else { return Ok(None) };
         let what = format!("device {name}");
-        let status = within(&self.0.store.host, KERNEL_TIMEOUT, &what, move |host| {
-            let status = host.device_status(&name)?;
-            // With thick snapshots, its LV is a layer above the legs.
-            let is_layer = |(kind, _): &(String, String)| kind == "snapshot-origin";
-            if status.as_ref().is_some_and(|s| s.targets.iter().any(is_layer)) {
-                return host.device_status(&format!("{name}-real"));
-            }
-            Ok(status)
-        })
-        .await?
-        .map_err(|e: std::io::Error| {
-            Error::host(format!("cannot ask the kernel about {what}")).because(e)
-        })?;
+        let status =
+            within(&self.0.store, On::Vg(&state.uuid), KERNEL_TIMEOUT, &what, move |host| {
+                let status = host.device_status(&name)?;
+                // With thick snapshots, its LV is a layer above the legs.
+                let is_layer = |(kind, _): &(String, String)| kind == "snapshot-origin";
+                if status.as_ref().is_some_and(|s| s.targets.iter().any(is_layer)) {
+                    return host.device_status(&format!("{name}-real"));
+                }
+                Ok(status)
+            })
+            .await?
+            .map_err(|e: std::io::Error| {
+                Error::host(format!("cannot ask the kernel about {what}")).because(e)
+            })?;
         Ok(status.and_then(|s| s.targets.first().and_then(|(_, line)| RaidStatus::parse(line))))
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard, watch};
 
-use super::blocking::blocking;
+use super::blocking::{Places, blocking};
 use super::disks::{Disks, Look};
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -39,6 +39,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Store<H> {
     pub(super) host: Arc<H>,
+    pub(super) places: Places,
     vgs: RwLock<BTreeMap<LvmUuid, Arc<Vg>>>,
     /// What the last report said beside the VGs.
     last: RwLock<Option<Scanned>>,
@@ -91,6 +92,7 @@ impl<H: Host> Store<H> {
         let changes = watch::Sender::new(0);
         Self {
             host,
+            places: Places::default(),
             vgs: RwLock::default(),
             last: RwLock::default(),
             scanning: Mutex::default(),

@@ -96,15 +96,18 @@ impl Host for SimHost {
         work: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> Result<T, JoinError> {
         self.take_time().await;
-        Ok(work(self))
+        let done = work(self);
+        Ok(self.answer(done).await)
     }
 
     fn device(&self, dm_name: &str) -> io::Result<Option<DmDevice>> {
+        self.ask(dm_name)?;
         self.alive()?;
         Ok(self.world().device(dm_name))
     }
 
     fn device_status(&self, dm_name: &str) -> io::Result<Option<DmStatus>> {
+        self.ask(dm_name)?;
         self.alive()?;
         let world = self.world();
         if let Some(line) = world.pool_status(dm_name) {
@@ -132,6 +135,7 @@ impl Host for SimHost {
     }
 
     fn read_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+        self.ask(&device.to_string_lossy())?;
         self.alive()?;
         let mut world = self.world();
         let len = usize::try_from(len).map_err(io::Error::other)?;
@@ -219,10 +223,12 @@ impl Host for SimHost {
     }
 
     fn mount(&self, call: &MountCall) -> io::Result<()> {
+        self.ask(&format!("{call:?}"))?;
         self.effect(format!("{call:?}"), |world| mount(world, call))
     }
 
     fn unmount(&self, target: &Path) -> io::Result<()> {
+        self.ask(&target.to_string_lossy())?;
         self.effect(format!("unmount {}", target.display()), |world| {
             let at = world.mounts.iter().rposition(|m| m.target == target);
             let at = at.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -232,6 +238,7 @@ impl Host for SimHost {
     }
 
     fn path_kind(&self, path: &Path) -> io::Result<PathKind> {
+        self.ask(&path.to_string_lossy())?;
         self.alive()?;
         let world = self.world();
         let over = world.mounts.iter().rev().find(|m| m.target == path);
@@ -308,6 +315,7 @@ impl Host for SimHost {
     }
 
     fn filesystem_usage(&self, path: &Path) -> io::Result<FilesystemUsage> {
+        self.ask(&path.to_string_lossy())?;
         self.alive()?;
         let mut world = self.world();
         let source = world.mounts.iter().rev().find(|m| m.target == path).map(|m| m.source.clone());

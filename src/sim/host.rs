@@ -25,6 +25,8 @@ pub struct SimHost {
     stalled: watch::Sender<Option<String>>,
     /// Answers of LVM that are late, though what they say is of when it was asked.
     late: watch::Sender<Option<String>>,
+    /// Calls about what has one of these in its name get no answer.
+    silent: watch::Sender<Vec<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -33,6 +35,10 @@ struct Gate {
     effects: Vec<String>,
     runs: Vec<String>,
     pace: Option<Random>,
+    /// Whether a call that is being made is about something silent.
+    met_silence: bool,
+    /// Calls that have no answer yet.
+    unanswered: usize,
 }
 
 /// What the gate says of an effect.
@@ -52,6 +58,7 @@ impl SimHost {
             dead: watch::Sender::new(false),
             stalled: watch::Sender::new(None),
             late: watch::Sender::new(None),
+            silent: watch::Sender::new(Vec::new()),
         }
     }
 
@@ -67,6 +74,7 @@ impl SimHost {
             dead: watch::Sender::new(false),
             stalled: watch::Sender::new(None),
             late: watch::Sender::new(None),
+            silent: watch::Sender::new(Vec::new()),
         }
     }
 
@@ -85,6 +93,18 @@ impl SimHost {
     /// From now on the answers of LVM's reads that have this in them are held back; `None`: none any more.
     pub fn hold_back(&self, part: Option<&str>) {
         self.late.send_replace(part.map(ToOwned::to_owned));
+    }
+
+    /// From now on the kernel gives no answer to calls about devices, disks and paths with one of these in
+    /// their names, as it does when a disk hangs. None: to no call any more.
+    pub fn silence(&self, parts: &[&str]) {
+        self.silent.send_replace(parts.iter().map(|part| (*part).to_owned()).collect());
+    }
+
+    /// Calls that have got no answer so far: each has a thread.
+    #[must_use]
+    pub fn unanswered(&self) -> usize {
+        self.gate().unanswered
     }
 
     /// Waits until the agent's process is dead.
@@ -132,6 +152,38 @@ impl SimHost {
     /// Takes down that a program is run.
     pub(super) fn note_run(&self, label: String) {
         self.gate().runs.push(label);
+    }
+
+    /// Notes what a call is about.
+    pub(super) fn ask(&self, what: &str) -> io::Result<()> {
+        if self.silent.borrow().iter().any(|part| what.contains(part)) {
+            self.gate().met_silence = true;
+            return Err(io::Error::other("nobody waits for this answer"));
+        }
+        Ok(())
+    }
+
+    /// What a call gave, when it is given. Whoever does not wait for it ends nothing.
+    pub(super) async fn answer<T: Send + 'static>(&self, done: T) -> T {
+        if !std::mem::take(&mut self.gate().met_silence) {
+            return done;
+        }
+        {
+            let mut gate = self.gate();
+            gate.unanswered = gate.unanswered.saturating_add(1);
+        }
+        let host = self.clone();
+        let thread = tokio::spawn(async move {
+            drop(host.silent.subscribe().wait_for(Vec::is_empty).await);
+            let mut gate = host.gate();
+            gate.unanswered = gate.unanswered.saturating_sub(1);
+            drop(gate);
+            done
+        });
+        match thread.await {
+            Ok(done) => done,
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Waits for as long as LVM hangs in this command.

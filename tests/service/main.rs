@@ -28,6 +28,7 @@ mod encryption;
 mod every_trouble;
 mod fake_api;
 mod faults;
+mod hanging;
 mod hostile;
 mod link;
 mod new_volumes;

@@ -5,7 +5,7 @@
 //! destroyed only after another one has opened the volume.
 
 use super::super::Agent;
-use super::super::blocking::{blocking, within};
+use super::super::blocking::{On, blocking, within};
 use super::super::store::Vg;
 use super::filesystem::READ_TIMEOUT;
 use super::wrap;
@@ -387,7 +387,7 @@ impl<H: Host> Agent<H> {
     async fn head_at(&self, crypt: &Crypt<'_>, offset: u64) -> Result<Head> {
         let node = crypt.device.node.clone();
         let what = format!("volume {}", crypt.lv.name);
-        within(&self.0.store.host, READ_TIMEOUT, &what, move |host| {
+        within(&self.0.store, On::Device(crypt.device), READ_TIMEOUT, &what, move |host| {
             host.read_device(&node, offset, HEAD_BYTES)
         })
         .await?

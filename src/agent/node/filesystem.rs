@@ -12,7 +12,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::super::Agent;
-use super::super::blocking::within;
+use super::super::blocking::{On, within};
 use super::super::store::Vg;
 use super::MOUNT_TIMEOUT;
 use crate::error::{Error, Result};
@@ -131,9 +131,10 @@ impl<H: Host> Agent<H> {
         let Some(found) = superblock::parse(&head) else { return Ok(()) };
         let node = device.node.clone();
         let looking = format!("looking for files of volume {}", lv.name);
-        let has_files = within(&self.0.store.host, MOUNT_TIMEOUT, &looking, move |host| {
-            host.has_files(&node, found.fs)
-        });
+        let has_files =
+            within(&self.0.store, On::Device(device), MOUNT_TIMEOUT, &looking, move |host| {
+                host.has_files(&node, found.fs)
+            });
         match has_files.await? {
             Ok(Some(false)) => Ok(()),
             // Our mkfs was cut.
@@ -227,7 +228,7 @@ impl<H: Host> Agent<H> {
     async fn write_btrfs_uuid(&self, lv: &Lv, device: &DmDevice, uuid: Uuid) -> Result<()> {
         let (node, size) = (device.node.clone(), device.size.get());
         let what = format!("volume {}", lv.name);
-        within(&self.0.store.host, WRITE_TIMEOUT, &what.clone(), move |host| {
+        within(&self.0.store, On::Device(device), WRITE_TIMEOUT, &what.clone(), move |host| {
             for at in BTRFS_COPIES_AT.into_iter().rev() {
                 if at.saturating_add(BTRFS_SUPERBLOCK_BYTES) > size {
                     continue;
@@ -309,9 +310,13 @@ impl<H: Host> Agent<H> {
 
     async fn read(&self, lv: &Lv, device: &DmDevice, at: u64, len: u64) -> Result<Vec<u8>> {
         let node = device.node.clone();
-        within(&self.0.store.host, READ_TIMEOUT, &format!("volume {}", lv.name), move |host| {
-            host.read_device(&node, at, len)
-        })
+        within(
+            &self.0.store,
+            On::Device(device),
+            READ_TIMEOUT,
+            &format!("volume {}", lv.name),
+            move |host| host.read_device(&node, at, len),
+        )
         .await?
         .map_err(|e| {
             let what = format!("cannot read volume {} ({})", lv.name, device.node.display());

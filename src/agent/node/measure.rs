@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::super::Agent;
-use super::super::blocking::within;
+use super::super::blocking::{On, within};
 use super::{LOOK_TIMEOUT, Statistics, is_of};
 use crate::domain::{CapacityRange, Secrets};
 use crate::error::{Error, Result};
@@ -20,7 +20,6 @@ impl<H: Host> Agent<H> {
     /// # Errors
     /// When the volume is not there, or not at that path.
     pub async fn statistics(&self, volume: Handle, path: PathBuf) -> Result<Statistics> {
-        // A disk that hangs keeps one thread of ours, not one more a minute.
         let _path = self.0.guards.path(&path)?;
         let (vg, lv) = self.find_volume(&volume).await?;
         let device = self.user_device(&vg.state(), &lv).await?;
@@ -31,9 +30,13 @@ impl<H: Host> Agent<H> {
                 if !self.mounts().await?.at(&path).is_some_and(|mount| is_of(mount, &device)) {
                     return Err(not_at(&lv, &path));
                 }
-                within(&self.0.store.host, LOOK_TIMEOUT, &what.clone(), move |host| {
-                    host.filesystem_usage(&path)
-                })
+                within(
+                    &self.0.store,
+                    On::Path(&path.clone()),
+                    LOOK_TIMEOUT,
+                    &what.clone(),
+                    move |host| host.filesystem_usage(&path),
+                )
                 .await?
                 .map(Statistics::Filesystem)
                 .map_err(|e| Error::host(format!("cannot ask how full {what} is")).because(e))

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Agent;
-use super::blocking::within;
+use super::blocking::{On, within};
 use super::store::Vg;
 use crate::domain::{Capability, Secrets};
 use crate::error::{Error, Result};
@@ -94,16 +94,26 @@ impl<H: Host> Agent<H> {
     }
 
     pub(super) async fn mounts(&self) -> Result<MountTable> {
-        within(&self.0.store.host, LOOK_TIMEOUT, "the table of mounts", Host::mounts)
-            .await?
-            .map_err(|e| Error::host("cannot read the table of mounts").because(e))
+        within(
+            &self.0.store,
+            On::Kernel("mounts"),
+            LOOK_TIMEOUT,
+            "the table of mounts",
+            Host::mounts,
+        )
+        .await?
+        .map_err(|e| Error::host("cannot read the table of mounts").because(e))
     }
 
     async fn path_kind(&self, path: &Path) -> Result<PathKind> {
         let asked = path.to_owned();
-        within(&self.0.store.host, LOOK_TIMEOUT, &path.display().to_string(), move |host| {
-            host.path_kind(&asked)
-        })
+        within(
+            &self.0.store,
+            On::Path(path),
+            LOOK_TIMEOUT,
+            &path.display().to_string(),
+            move |host| host.path_kind(&asked),
+        )
         .await?
         .map_err(|e| Error::host(format!("cannot look at {}", path.display())).because(e))
     }
@@ -116,7 +126,7 @@ impl<H: Host> Agent<H> {
         work: impl FnOnce(&H) -> std::io::Result<()> + Send + 'static,
     ) -> Result<()> {
         let doing = format!("{what} {}", path.display());
-        within(&self.0.store.host, MOUNT_TIMEOUT, &doing, work)
+        within(&self.0.store, On::Path(path), MOUNT_TIMEOUT, &doing, work)
             .await?
             .map_err(|e| Error::host(format!("cannot {doing}")).because(e))
     }

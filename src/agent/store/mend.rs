@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use super::{Turn, Vg};
-use crate::agent::blocking::within;
+use crate::agent::blocking::{On, within};
 use crate::agent::device::KERNEL_TIMEOUT;
 use crate::error::{Error, Result};
 use crate::host::Host;
@@ -175,7 +175,7 @@ impl<H: Host> Turn<'_, H> {
     async fn undo(&self, state: &VgState, halves: Halves) -> Result<bool> {
         let name = state.name.clone();
         let what = format!("device-mapper about volume group {name}");
-        let done = within(&self.store.host, KERNEL_TIMEOUT, &what, move |host| {
+        let done = within(self.store, On::Vg(&state.uuid), KERNEL_TIMEOUT, &what, move |host| {
             host.take_back(&name, &halves)
         });
         done.await?.map_err(|e| {
@@ -202,8 +202,10 @@ impl<H: Host> Turn<'_, H> {
 
     async fn layers(&self, state: &VgState) -> Result<Vec<Layer>> {
         let (uuid, what) = (state.uuid.clone(), format!("the devices of {}", state.name));
-        let found =
-            within(&self.store.host, KERNEL_TIMEOUT, &what, move |host| host.layers(&uuid)).await?;
+        let found = within(self.store, On::Vg(&state.uuid), KERNEL_TIMEOUT, &what, move |host| {
+            host.layers(&uuid)
+        })
+        .await?;
         found.map_err(|e| Error::host(format!("cannot look up {what}")).because(e))
     }
 }
