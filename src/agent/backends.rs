@@ -230,6 +230,9 @@ impl<H: Host> Agent<H> {
     pub(super) async fn set_up_backends(&self) {
         *self.0.setup.tried.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         for backend in self.backends() {
+            if self.0.stop.is_cancelled() {
+                return;
+            }
             let outcome = self.set_up(&backend).await.map_err(|error| error.chain());
             let mut outcomes = self.0.setup.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
             let before = outcomes.insert(backend.name.clone(), outcome.clone());

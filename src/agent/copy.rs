@@ -146,7 +146,8 @@ impl<H: Host> Agent<H> {
                 for image in state.lvs.values().filter(|lv| is_left(&state, lv)).filter(due) {
                     self.remove_image(&vg, image);
                 }
-                self.remove_lost_copies(&vg).await;
+                let agent = self.clone();
+                self.to_its_end(async move { agent.remove_lost_copies(&vg).await }).await;
             }
         }
     }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::Agent;
+use super::store::Vg;
 use crate::domain::{
     BackendState, BackendStatus, ContentSource, Inventory, Provisioning, Snapshot, Unfinished,
     Volume, What,
@@ -32,7 +33,7 @@ impl<H: Host> Agent<H> {
         self.watch_raid().await;
         let changes = self.0.store.changes();
         // The first inventory must not say that what is wrong is not.
-        let first = self.set_up_backends();
+        let first = self.set_up_backends_to_the_end();
         tokio::pin!(first);
         let is_over = tokio::time::timeout(FIRST_SET_UP, &mut first).await.is_ok();
         let set_up = async {
@@ -59,8 +60,13 @@ impl<H: Host> Agent<H> {
                     continue;
                 },
             }
-            self.set_up_backends().await;
+            self.set_up_backends_to_the_end().await;
         }
+    }
+
+    async fn set_up_backends_to_the_end(&self) {
+        let agent = self.clone();
+        self.to_its_end(async move { agent.set_up_backends().await }).await;
     }
 
     /// Apart from what is published: a disk may hang.
@@ -82,11 +88,19 @@ impl<H: Host> Agent<H> {
                     for vg in self.0.store.all() {
                         // Apart: a disk may hang. What is seen is told as a change.
                         let agent = self.clone();
-                        tokio::spawn(async move { agent.0.store.notice(&vg).await });
+                        tokio::spawn(async move { agent.notice(vg).await });
                     }
                 }
             }
             self.publish();
+        }
+    }
+
+    /// Looks whether somebody else changed a VG, and mends what a cut LVM command left.
+    async fn notice(&self, vg: Arc<Vg>) {
+        if self.0.store.notice(&vg).await {
+            let agent = self.clone();
+            self.to_its_end(async move { agent.0.store.mend(&vg).await }).await;
         }
     }
 

@@ -159,6 +159,15 @@ impl<H: Host> Agent<H> {
         task.await.unwrap_or_else(|e| Err(Error::host("a call of the agent died").because(e)))
     }
 
+    /// Does something that may change a VG to its end, also when the agent ends meanwhile.
+    async fn to_its_end(&self, work: impl Future<Output = ()> + Send + 'static) {
+        if !self.0.stop.is_cancelled()
+            && let Err(error) = self.0.tasks.spawn(work).await
+        {
+            tracing::error!(%error, "a task of the agent died");
+        }
+    }
+
     fn known(&self) -> Result<()> {
         if self.0.store.scanned().is_some() {
             return Ok(());

@@ -200,19 +200,23 @@ impl<H: Host> Store<H> {
         Ok(Turn { store: self, vg, disks })
     }
 
-    /// Looks whether somebody else changed a VG, unless it is being changed by us now.
-    pub(super) async fn notice(&self, vg: &Vg) {
-        let Ok(disks) = vg.turn.try_lock() else { return };
+    /// Looks whether somebody else changed a VG, unless it is being changed by us now. Whether there may
+    /// be something to mend.
+    pub(super) async fn notice(&self, vg: &Vg) -> bool {
+        let Ok(disks) = vg.turn.try_lock() else { return false };
         let mut turn = Turn { store: self, vg, disks };
         if let Err(error) = turn.refresh().await {
             tracing::warn!(vg = %vg.state().name, error = error.chain(), "cannot read the volume group");
-            return;
+            return false;
         }
         // A VG in which nothing is ours is for others to mend.
-        let ours = vg.state().lvs.values().any(|lv| lv.tags.is_ours());
-        if ours {
-            turn.mend().await;
-        }
+        vg.may_be_cut() && vg.state().lvs.values().any(|lv| lv.tags.is_ours())
+    }
+
+    /// Mends what a command left that was cut, unless the VG is being changed by us now: then that does.
+    pub(super) async fn mend(&self, vg: &Vg) {
+        let Ok(disks) = vg.turn.try_lock() else { return };
+        Turn { store: self, vg, disks }.mend().await;
     }
 
     /// Has LVM resume what is held in a VG, as far as it is ours.

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cinderblock::config::Config;
+use cinderblock::domain::{CapacityRange, VolumeAgent};
 use cinderblock::sim::{Fault, Mode, SimHost, World};
 use cinderblock::units::Bytes;
 
@@ -28,7 +30,7 @@ async fn making_a_vg_and_its_pool_can_be_cut_anywhere() {
             let node = Node::start(&host, CONFIG);
             if mode.kills() {
                 // It is dead somewhere on the way; the next one finds what it left.
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
                 let host = node.end().await;
                 host.arm(None);
                 let node = Node::start(&host, CONFIG);
@@ -37,7 +39,7 @@ async fn making_a_vg_and_its_pool_can_be_cut_anywhere() {
             } else {
                 node.wait_ready().await;
                 // What failed is tried again within a minute.
-                tokio::time::sleep(std::time::Duration::from_secs(90)).await;
+                tokio::time::sleep(Duration::from_secs(90)).await;
                 node.end().await;
             }
             assert_eq!(host.world().summary(), wanted, "{mode:?} at {}", effects[at]);
@@ -105,10 +107,10 @@ async fn a_disk_that_was_refused_is_added_once_it_is_blank() {
     let disk = Path::new("/dev/disk/by-id/disk1");
     host.world().put_on_disk(disk, "xfs");
     node.config.send_replace(Arc::new(Config::parse(CONFIG).unwrap()));
-    tokio::time::sleep(std::time::Duration::from_mins(5)).await;
+    tokio::time::sleep(Duration::from_mins(5)).await;
     assert_eq!(host.world().vg(VG).unwrap().pvs.len(), 1);
     host.world().clear_disk(disk);
-    tokio::time::sleep(std::time::Duration::from_mins(2)).await;
+    tokio::time::sleep(Duration::from_mins(2)).await;
     assert_eq!(host.world().vg(VG).unwrap().pvs.len(), 2);
 }
 
@@ -118,9 +120,62 @@ async fn a_blank_disk_in_the_place_of_a_missing_one_is_not_touched() {
     host.world().replace_disk(Path::new("/dev/disk/by-id/disk1"));
     host.arm(None);
     let node = Node::start(&host, CONFIG);
-    tokio::time::sleep(std::time::Duration::from_mins(5)).await;
+    tokio::time::sleep(Duration::from_mins(5)).await;
     assert_eq!(node.host.effects(), Vec::<String>::new());
     let error = node.create(thin("pvc-1")).await.unwrap_err();
     assert!(error.chain().contains("misses"), "{error:?}");
     assert_eq!(error.kind(), cinderblock::error::ErrorKind::Unavailable);
+}
+
+/// A command of LVM that changes something is never killed, and so it is waited for: also one that nobody
+/// has asked for.
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_ends_waits_for_what_it_sets_up() {
+    for part in ["pvcreate", "vgcreate", "lvconvert"] {
+        let host = blank();
+        host.stall(Some(part));
+        let node = Node::start(&host, CONFIG);
+        let runs = || host.programs_run().iter().filter(|run| run.ends_with(part)).count();
+        while runs() == 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let end = tokio::spawn(node.end());
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert!(!end.is_finished(), "{part} was not waited for");
+        let before = host.effects().len();
+        host.stall(None);
+        let host = end.await.unwrap();
+        assert!(host.effects().len() > before, "{part} came to its end");
+        let node = Node::start(&host, CONFIG);
+        node.wait_ready().await;
+        node.create(thin("pvc-1")).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_ends_waits_for_what_it_mends() {
+    let dead = Node::ready().await;
+    let volume = dead.create(thick("pvc-1")).await.unwrap().handle;
+    // LVM is killed while it holds the volume, and the agent as well before it mends that.
+    dead.host.stall(Some("--refresh"));
+    dead.host.arm(Some(Fault { at: 0, mode: Mode::Cut }));
+    let agent = dead.agent.clone();
+    let range = CapacityRange { required: Some(Bytes::gib(2)), limit: None };
+    tokio::spawn(async move { agent.expand_volume(volume, range).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let host = dead.host.next_process();
+    host.stall(Some("--refresh"));
+    let node = Node::start(&host, CONFIG);
+    let runs = || host.programs_run().iter().filter(|run| *run == "lvm lvchange").count();
+    let before = runs();
+    while runs() == before {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let end = tokio::spawn(node.end());
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert!(!end.is_finished(), "it was not waited for");
+    assert!(host.world().summary().contains("is held"));
+    host.stall(None);
+    let host = end.await.unwrap();
+    assert!(!host.world().summary().contains("is held"));
 }
