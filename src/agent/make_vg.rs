@@ -17,6 +17,7 @@ use crate::host::block::Disk;
 use crate::host::filesystem::{Probe, probe, probe_result};
 use crate::lvm::change::Change;
 use crate::lvm::command;
+use crate::lvm::label::{LABEL_BYTES, PvLabel};
 use crate::lvm::tag::OWNED;
 use crate::names::LvmUuid;
 use crate::units::Bytes;
@@ -175,7 +176,11 @@ impl<H: Host> Agent<H> {
         let orphans = self.0.store.scanned().map(|s| s.orphans).unwrap_or_default();
         for (uuid, device) in orphans {
             let same = self.disk(&device).await.is_ok_and(|other| other.node == disk.node);
-            if same && uuid.is_sealed_for(&purpose(backend, path)) {
+            // The report may be of before something else was put on the disk.
+            if same
+                && uuid.is_sealed_for(&purpose(backend, path))
+                && self.label(path, &disk).await? == Some(uuid)
+            {
                 return Ok(Found::HalfMade(disk.node));
             }
         }
@@ -195,6 +200,17 @@ impl<H: Host> Agent<H> {
             )),
             Err(why) => refuse(format!("what it holds cannot be told ({why})")),
         }
+    }
+
+    /// Which physical volume a disk says that it is. `None`: none.
+    async fn label(&self, path: &Path, disk: &Disk) -> Result<Option<LvmUuid>> {
+        let (node, what) = (disk.node.clone(), format!("disk {}", path.display()));
+        within(&self.0.store, On::Path(path), DISK_TIMEOUT, &what, move |host| {
+            host.read_device(&node, 0, LABEL_BYTES)
+        })
+        .await?
+        .map(|head| PvLabel::parse(&head).ok().map(|label| label.pv))
+        .map_err(|e| Error::failed_precondition(format!("{what} cannot be read")).because(e))
     }
 
     /// A disk that cannot be read looks blank to a probe.

@@ -179,3 +179,30 @@ async fn an_agent_that_ends_waits_for_what_it_mends() {
     let host = end.await.unwrap();
     assert!(!host.world().summary().contains("is held"));
 }
+
+/// An agent was cut after it had made the disk a physical volume, and the next one saw that; then somebody
+/// put something else on it.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_was_half_made_once_is_looked_at_again() {
+    let one = CONFIG.replace(", /dev/disk/by-id/disk1", "");
+    for put in [true, false] {
+        let host = blank();
+        let node = Node::start(&host, &one);
+        node.wait_ready().await;
+        host.arm(Some(Fault { at: 1, mode: Mode::KillBefore }));
+        node.config.send_replace(Arc::new(Config::parse(CONFIG).unwrap()));
+        host.death().await;
+        let host = host.next_process();
+        let node = Node::start(&host, &one);
+        node.wait_ready().await;
+        if put {
+            host.world().put_on_disk(Path::new("/dev/disk/by-id/disk1"), "xfs");
+        }
+        node.config.send_replace(Arc::new(Config::parse(CONFIG).unwrap()));
+        tokio::time::sleep(Duration::from_mins(3)).await;
+        let extended = host.programs_run().iter().any(|run| run == "lvm vgextend");
+        assert_eq!(extended, !put);
+        let pvs = host.world().vg(VG).unwrap().pvs.len();
+        assert_eq!(pvs, if put { 1 } else { 2 });
+    }
+}
