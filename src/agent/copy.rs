@@ -147,7 +147,11 @@ impl<H: Host> Agent<H> {
                     self.remove_image(&vg, image);
                 }
                 let agent = self.clone();
-                self.to_its_end(async move { agent.remove_lost_copies(&vg).await }).await;
+                self.to_its_end(async move {
+                    agent.remove_lost_copies(&vg).await;
+                    agent.remove_lost_growths(&vg).await;
+                })
+                .await;
             }
         }
     }

@@ -18,6 +18,7 @@ mod erase;
 mod guards;
 mod inventory;
 mod lost_copy;
+mod lost_growth;
 mod make_vg;
 mod making;
 mod node;
@@ -68,6 +69,7 @@ struct Inner<H> {
     births: birth::Births,
     copies: copy::Copies,
     lost_copies: lost_copy::LostCopies,
+    lost_growths: lost_growth::LostGrowths,
     making: making::Making,
     cows: cow::Cows,
     inventory: watch::Sender<Arc<Inventory>>,
@@ -105,6 +107,7 @@ impl<H: Host> Agent<H> {
             births: birth::Births::default(),
             copies: copy::Copies::default(),
             lost_copies: lost_copy::LostCopies::default(),
+            lost_growths: lost_growth::LostGrowths::default(),
             making: making::Making::default(),
             cows: cow::Cows::default(),
             inventory: watch::Sender::new(Arc::new(Inventory::default())),

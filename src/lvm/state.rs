@@ -248,6 +248,12 @@ impl Lv {
         self.tags.is_ours() && self.tags.kind == Some(Kind::Snapshot) && !self.is_trash()
     }
 
+    /// Whether it holds extents that a volume of ours was about to get.
+    #[must_use]
+    pub fn is_growth(&self) -> bool {
+        self.tags.is_ours() && self.tags.kind == Some(Kind::Growth)
+    }
+
     /// Whether it was a volume or snapshot of ours, is deleted, and has to be cleared or has thick
     /// snapshots that cannot be read without it. Its name is
     /// made from its own identifier: an LV that was renamed by mistake, because it had taken the

@@ -133,6 +133,12 @@ impl LvName {
         Self(format!("{}{GROWTH_SUFFIX}", self.0))
     }
 
+    /// The volume whose [`LvName::growth`] this is.
+    #[must_use]
+    pub fn without_growth(&self) -> Option<Self> {
+        self.0.strip_suffix(GROWTH_SUFFIX).and_then(|name| Self::parse(name).ok())
+    }
+
     /// The LV that holds what a volume's source held at one instant, while it is copied.
     #[must_use]
     pub fn image(&self) -> Self {

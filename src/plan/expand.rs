@@ -8,6 +8,7 @@ use crate::lvm::change::{Change, Range};
 use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, VgState};
 use crate::lvm::tag::{Kind, Pending, Tags, Usage};
+use crate::names::{LvName, LvmUuid};
 use crate::units::{Bytes, Extents};
 
 /// What is left to do until the volume has the size.
@@ -181,9 +182,21 @@ fn zeroed_first(
 
 /// Removes what an expansion that was given up has left.
 pub(super) fn leftover(vg: &VgState, lv: &Lv) -> Option<Change> {
-    let growth = vg.lvs.get(&lv.name.growth())?;
-    let ours = growth.tags.is_ours() && growth.tags.kind == Some(Kind::Growth);
-    ours.then(|| Change::Remove { lv: growth.name.clone(), uuid: growth.uuid.clone() })
+    let growth = vg.lvs.get(&lv.name.growth()).filter(|growth| growth.is_growth())?;
+    Some(Change::Remove { lv: growth.name.clone(), uuid: growth.uuid.clone() })
+}
+
+/// What makes the extents go that a volume of this name, which may be gone, did not get.
+#[must_use]
+pub fn give_up(vg: &VgState, volume: &LvName, uuid: &LvmUuid) -> Plan {
+    let is = |growth: &&Lv| growth.is_growth() && growth.uuid == *uuid;
+    match vg.lvs.get(&volume.growth()).filter(is) {
+        Some(growth) => {
+            let (lv, uuid) = (growth.name.clone(), growth.uuid.clone());
+            Plan::Steps(vec![Change::Remove { lv, uuid }])
+        }
+        None => Plan::Done,
+    }
 }
 
 #[cfg(test)]
@@ -191,7 +204,6 @@ mod tests {
     use super::super::fixture::{add, lv_name, thin, vg, with_pool};
     use super::*;
     use crate::lvm::state::{Area, LvLayout};
-    use crate::names::LvmUuid;
 
     fn to(size: Bytes) -> CapacityRange {
         CapacityRange { required: Some(size), limit: None }
@@ -279,5 +291,21 @@ mod tests {
         add(&mut vg, "pvc-1", Bytes::gib(1), LvLayout::Linear, &tags);
         let plan = go(&vg, &Rules::default(), to(Bytes::gib(2))).unwrap();
         assert!(matches!(plan, Plan::Steps(s) if matches!(s[..], [Change::Extend { .. }])));
+    }
+
+    #[test]
+    fn what_was_left_goes_only_while_it_is_what_was_seen() {
+        let mut vg = vg(&[&[1000]]);
+        let (name, tags) = (lv_name("pvc-1"), ["cinderblock=1", "cb.growth", "cb.fresh"]);
+        add(&mut vg, "pvc-1.growth", Bytes::gib(1), LvLayout::Linear, &tags);
+        let uuid = vg.lvs[&name.growth()].uuid.clone();
+        let remove = Change::Remove { lv: name.growth(), uuid: uuid.clone() };
+        assert_eq!(give_up(&vg, &name, &uuid), Plan::Steps(vec![remove]));
+        assert_eq!(give_up(&vg, &name, &LvmUuid::derived("another")), Plan::Done);
+        assert_eq!(give_up(&vg, &lv_name("pvc-2"), &uuid), Plan::Done);
+        for others in [&["mine"][..], &["cb.growth"], &["cinderblock=2", "cb.growth"], &tags[..1]] {
+            add(&mut vg, "pvc-1.growth", Bytes::gib(1), LvLayout::Linear, others);
+            assert_eq!(give_up(&vg, &name, &uuid), Plan::Done, "{others:?}");
+        }
     }
 }

@@ -29,6 +29,7 @@ mod every_trouble;
 mod fake_api;
 mod faults;
 mod hanging;
+mod growths;
 mod hostile;
 mod link;
 mod new_volumes;
