@@ -20,8 +20,10 @@ const HEADER: usize = 312;
 const UUID: usize = 176;
 /// Size of `struct dm_target_spec`.
 const TARGET: usize = 40;
-/// Room for the header and the status of the few targets that an LV has.
+/// Room for the header and the status of the few targets that most LVs have.
 const BUFFER: usize = 16 << 10;
+/// More than any device needs: LVM's metadata cannot describe an LV of so many segments.
+const BUFFER_MAX: usize = 16 << 20;
 /// `DM_LIST_DEVICES_CMD`.
 const LIST_DEVICES: u8 = 2;
 /// `DM_TABLE_STATUS_CMD`.
@@ -94,7 +96,7 @@ fn list(control: &File) -> io::Result<Vec<String>> {
     loop {
         let mut buffer = request_of("", size)?;
         call(control, LIST_DEVICES, &mut buffer)?;
-        if flags(&buffer).is_some_and(|flags| flags & FLAG_BUFFER_FULL == 0) {
+        if !is_full(&buffer) {
             let nonsense = || io::Error::new(io::ErrorKind::InvalidData, "a list makes no sense");
             return names(&buffer).ok_or_else(nonsense);
         }
@@ -254,12 +256,28 @@ fn control() -> io::Result<File> {
 
 /// The driver's answer about a device. `None` when there is none.
 fn look(control: &File, name: &str) -> io::Result<Option<Vec<u8>>> {
-    let mut buffer = request(name)?;
-    match call(control, TABLE_STATUS, &mut buffer) {
-        Ok(()) => Ok(Some(buffer)),
-        Err(rustix::io::Errno::NXIO) => Ok(None),
-        Err(e) => Err(e.into()),
+    look_with(name, |buffer| call(control, TABLE_STATUS, buffer))
+}
+
+/// The same by whatever answers. A fragmented LV has a target for each of its segments.
+fn look_with(
+    name: &str,
+    mut ask: impl FnMut(&mut [u8]) -> rustix::io::Result<()>,
+) -> io::Result<Option<Vec<u8>>> {
+    let mut size = BUFFER;
+    loop {
+        let mut buffer = request_of(name, size)?;
+        match ask(&mut buffer) {
+            Ok(()) if is_full(&buffer) && size < BUFFER_MAX => size = size.saturating_mul(2),
+            Ok(()) => return Ok(Some(buffer)),
+            Err(rustix::io::Errno::NXIO) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
     }
+}
+
+fn is_full(answer: &[u8]) -> bool {
+    flags(answer).is_some_and(|flags| flags & FLAG_BUFFER_FULL != 0)
 }
 
 fn flags(answer: &[u8]) -> Option<u32> {
@@ -333,7 +351,7 @@ fn request_of(name: &str, size: usize) -> io::Result<Vec<u8>> {
 
 pub(crate) fn parse(buffer: &[u8]) -> Option<DmStatus> {
     let word = |at: usize| word(buffer, at);
-    if flags(buffer)? & FLAG_BUFFER_FULL != 0 {
+    if is_full(buffer) {
         return None;
     }
     let start = usize::try_from(word(16)?).ok()?;
@@ -390,5 +408,43 @@ mod tests {
         assert_eq!(parse(&circle), None);
         buffer[28..32].copy_from_slice(&FLAG_BUFFER_FULL.to_ne_bytes());
         assert_eq!(parse(&buffer), None);
+    }
+
+    /// As the kernel does: so many targets as there is room for, and a flag where that is not all.
+    fn answer(buffer: &mut [u8], targets: usize) {
+        let rows = (buffer.len() - HEADER) / 48;
+        let flag = if rows < targets { FLAG_BUFFER_FULL } else { 0 };
+        buffer[28..32].copy_from_slice(&flag.to_ne_bytes());
+        let shown = rows.min(targets);
+        buffer[20..24].copy_from_slice(&u32::try_from(shown).unwrap().to_ne_bytes());
+        buffer[24..28].copy_from_slice(&3_u32.to_ne_bytes());
+        for row in 0..shown {
+            let at = HEADER + row * 48;
+            let next = u32::try_from((row + 1) * 48).unwrap();
+            buffer[at + 20..at + 24].copy_from_slice(&next.to_ne_bytes());
+            buffer[at + 24..at + 30].copy_from_slice(b"linear");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_is_asked_for_again_with_more_room() {
+        for (targets, asked) in [(2, 1), (334, 1), (335, 2), (400, 2), (20_000, 7)] {
+            let mut calls = 0;
+            let look = look_with("vg0-pvc--1", |buffer| {
+                calls += 1;
+                answer(buffer, targets);
+                Ok(())
+            });
+            let status = parse(&look.unwrap().unwrap()).unwrap();
+            assert_eq!((status.targets.len(), status.open_count), (targets, 3));
+            assert_eq!(calls, asked, "{targets}");
+        }
+        let endless = look_with("vg0-pvc--1", |buffer| {
+            answer(buffer, usize::MAX);
+            Ok(())
+        });
+        assert_eq!(parse(&endless.unwrap().unwrap()), None);
+        let none = look_with("vg0-pvc--1", |_| Err(rustix::io::Errno::NXIO));
+        assert_eq!(none.unwrap(), None);
     }
 }

@@ -21,6 +21,7 @@ mod encryption;
 mod faults;
 mod filesystems;
 mod foreign;
+mod fragments;
 mod full;
 mod full_area;
 mod group;
