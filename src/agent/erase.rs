@@ -42,7 +42,7 @@ impl<H: Host> Agent<H> {
     /// removed, and that nobody uses.
     pub(super) async fn erase_keys(&self, vg: &Vg, state: &VgState, lv: &Lv) -> Result<()> {
         // What was never given to anybody has nothing under its keys.
-        if !lv.tags.luks || lv.tags.pending == Some(Pending::Fresh) {
+        if !lv.tags.luks || lv.tags.pending == Some(Pending::Fresh) || lv.is_cut_raid() {
             return Ok(());
         }
         if !lv.writable {

@@ -296,6 +296,18 @@ impl Lv {
         self.queued && (image || self.is_snapshot() || unused)
     }
 
+    /// Whether LVM was cut when it made this RAID volume of ours, so that nobody ever had it, nothing was
+    /// copied to it, and it must not be activated.
+    #[must_use]
+    pub fn is_cut_raid(&self) -> bool {
+        let blank = match self.tags.pending {
+            Some(Pending::Fresh) => true,
+            Some(Pending::Copying) => self.tags.copied_bytes.is_none(),
+            Some(Pending::Restored) | None => false,
+        };
+        matches!(self.layout, LvLayout::UnfinishedRaid(_)) && self.is_volume() && blank
+    }
+
     /// Whether making it is not finished: it was to be born larger than it is, its content is not
     /// all there, or it was cut. A thick snapshot begins, and may end, as a plain LV.
     #[must_use]

@@ -73,7 +73,8 @@ fn to_trash(lv: &Lv) -> Change {
 /// What makes an LV of ours go that nothing depends on.
 pub(super) fn last(lv: &Lv) -> Vec<Change> {
     // What bears the tag, or was cut, was never given to anybody: there is nothing in it to wipe.
-    let used = lv.tags.pending != Some(Pending::Fresh) && !lv.is_cut_thin();
+    let cut = lv.is_cut_thin() || lv.is_cut_raid();
+    let used = lv.tags.pending != Some(Pending::Fresh) && !cut;
     if lv.tags.wipe.is_none() || !used {
         return vec![Change::Remove { lv: lv.name.clone(), uuid: lv.uuid.clone() }];
     }
@@ -152,6 +153,25 @@ mod tests {
         vg.lvs.get_mut(&to).unwrap().uuid = LvmUuid::derived("somebody's");
         assert!(!vg.lvs[&to].is_trash());
         assert_eq!(trash(&vg, &uuid), Plan::Done);
+    }
+
+    /// It cannot be activated, so that it could never be cleared.
+    #[test]
+    fn raid_that_was_cut_before_anything_was_copied_to_it_has_nothing_to_wipe() {
+        let mut vg = vg(&[&[100]]);
+        let lv = lv_name("pvc-1");
+        let own = ["cinderblock=1", "cb.volume", "cb.wipe=zero", "cb.copy", "cb.copied=4096"];
+        let raid = || LvLayout::UnfinishedRaid("raid1".to_owned());
+        add(&mut vg, "pvc-1", Bytes::gib(1), raid(), &own[..4]);
+        let Plan::Steps(steps) = plan(&vg, &lv, Kind::Volume).unwrap() else { panic!() };
+        assert!(matches!(steps[..], [Change::Remove { .. }]), "{steps:?}");
+        for (layout, tags) in
+            [(raid(), &own[..]), (raid(), &own[..3]), (LvLayout::Linear, &own[..4])]
+        {
+            add(&mut vg, "pvc-1", Bytes::gib(1), layout, tags);
+            let Plan::Steps(steps) = plan(&vg, &lv, Kind::Volume).unwrap() else { panic!() };
+            assert!(matches!(steps[..], [Change::Rename { .. }]), "{tags:?}: {steps:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::world::World;
 use crate::host::dm_status::Layer;
 use crate::host::dm_undo::Halves;
 use crate::host::invocation::{Invocation, Program};
+use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, LvLayout};
 use crate::lvm::tag::Tags;
 use crate::names::{CRYPT_PREFIX, LvName, LvmUuid, dm_name};
@@ -48,6 +49,11 @@ fn run_lvm(world: &mut World, args: &[String]) {
                     held.extend(origin.as_ref().map(name));
                 }
                 (None, LvLayout::Cow { origin, .. }) => held.push(name(origin)),
+                // The legs' metadata is shown, to be cleared.
+                (None, LvLayout::Raid(ThickLayout::Raid { level, .. })) => {
+                    lv.layout = LvLayout::UnfinishedRaid(level.as_str().to_owned());
+                    world.active.remove(&name(&lv.name));
+                }
                 (Some(old), _) if old.size < lv.size => held.push(name(&lv.name)),
                 _ => {}
             }

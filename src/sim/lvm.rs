@@ -378,6 +378,10 @@ fn lvchange(world: &mut World, parsed: &Parsed<'_>) -> Outcome {
         if world.vg(vg_name).and_then(|vg| vg.lvs.get(&lv)).is_some_and(|lv| lv.queued) {
             return refuse("device-mapper: reload ioctl on failed: No data available");
         }
+        let layout = world.vg(vg_name).and_then(|vg| Some(&vg.lvs.get(&lv)?.layout));
+        if let Some(LvLayout::UnfinishedRaid(_)) = layout {
+            return refuse("device-mapper: reload ioctl on failed: Invalid argument");
+        }
         let partial = parsed.get("--activationmode") == Some("partial");
         let lacks = world.vg_mut(vg_name).is_some_and(|vg| {
             let lv = vg.state.lvs.get(&lv);

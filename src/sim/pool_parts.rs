@@ -18,6 +18,8 @@ pub(super) struct Hidden<'a> {
     /// The LV itself, where more of it is known than its extents.
     pub(super) lv: Option<&'a Lv>,
     pub(super) areas: Vec<Area>,
+    /// Whether LVM shows it all the same, to clear it.
+    pub(super) shown: bool,
 }
 
 /// All hidden LVs of a VG.
@@ -33,13 +35,14 @@ pub(super) fn hidden(vg: &SimVg) -> Vec<Hidden<'_>> {
                 parent: pool.name.to_string(),
                 lv: Some(part),
                 areas: part.areas.clone(),
+                shown: false,
             });
         }
     }
     for (name, areas) in &vg.hidden {
         let plain = |name: String, role, parent: String, areas| {
             let uuid = LvmUuid::derived(&name);
-            Hidden { name, uuid, role, parent, lv: None, areas }
+            Hidden { name, uuid, role, parent, lv: None, areas, shown: false }
         };
         let part = vg.state.lvs.values().flat_map(|lv| &lv.parts).find(|part| part.name == *name);
         let Some(lv) = part.or_else(|| vg.state.lvs.get(name)).filter(|lv| !lv.legs.is_empty())
@@ -48,6 +51,7 @@ pub(super) fn hidden(vg: &SimVg) -> Vec<Hidden<'_>> {
             found.push(plain(spare, "private,pool,spare", String::new(), areas.clone()));
             continue;
         };
+        let shown = matches!(lv.layout, LvLayout::UnfinishedRaid(_));
         let parent = if part.is_some() { format!("[{name}]") } else { name.to_string() };
         for (i, leg) in lv.legs.iter().enumerate() {
             let mut data: Vec<Area> =
@@ -55,7 +59,8 @@ pub(super) fn hidden(vg: &SimVg) -> Vec<Hidden<'_>> {
             if let Some(first) = data.first_mut() {
                 let own = vec![Area { len: 1, ..first.clone() }];
                 let name = format!("{name}_rmeta_{i}");
-                found.push(plain(name, "private,raid,metadata", parent.clone(), own));
+                let metadata = plain(name, "private,raid,metadata", parent.clone(), own);
+                found.push(Hidden { shown, ..metadata });
                 first.start = first.start.saturating_add(1);
                 first.len = first.len.saturating_sub(1);
             }

@@ -90,6 +90,9 @@ fn part(vg: &SimVg) -> Value {
         row["lv_uuid"] = json!(it.uuid.as_str());
         row["lv_name"] = json!(format!("[{}]", it.name));
         row["lv_role"] = json!(it.role);
+        if it.shown {
+            row["lv_name"] = json!(it.name);
+        }
         row["lv_parent"] = json!(it.parent);
         lvs.push(row);
         for area in &it.areas {
@@ -129,7 +132,8 @@ fn seg_row(lv: &Lv) -> Value {
         "stripe_size": "0", "chunk_size": "0", "zero": "", "thin_id": "",
     });
     match &lv.layout {
-        LvLayout::Linear | LvLayout::UnfinishedRaid(_) | LvLayout::Other(_) => {}
+        LvLayout::Linear | LvLayout::Other(_) => {}
+        LvLayout::UnfinishedRaid(kind) => row["segtype"] = json!(kind),
         LvLayout::Cow { chunk_size, .. } => {
             row["chunk_size"] = json!(chunk_size.get().to_string());
         }
@@ -246,7 +250,8 @@ fn metadata(state: &VgState, vg: &SimVg) -> String {
                 continue;
             }
             let (name, uuid) = (&it.name, &it.uuid);
-            writeln!(out, "{name} {{\nid = \"{uuid}\"\nstatus = [\"READ\", \"WRITE\"]")?;
+            let shown = if it.shown { ", \"VISIBLE\"" } else { "" };
+            writeln!(out, "{name} {{\nid = \"{uuid}\"\nstatus = [\"READ\", \"WRITE\"{shown}]")?;
             for (i, area) in it.areas.iter().enumerate() {
                 linear_text(&mut out, i, area.len, &pv_name(&area.pv), area.start)?;
             }
@@ -276,6 +281,10 @@ fn raid_text(out: &mut String, open: &str, lv: &Lv, layout: &ThickLayout) -> std
     if !stripe_size.is_zero() {
         writeln!(out, "stripe_size = {}", stripe_size.get() / 512)?;
     }
+    raids_text(out, lv)
+}
+
+fn raids_text(out: &mut String, lv: &Lv) -> std::fmt::Result {
     let raids: Vec<String> = (0..lv.legs.len())
         .flat_map(|i| [format!("{}_rmeta_{i}", lv.name), format!("{}_rimage_{i}", lv.name)])
         .collect();
@@ -318,10 +327,11 @@ fn lv_text(
     let open = format!("segment1 {{\nstart_extent = 0\nextent_count = {count}");
     match &lv.layout {
         LvLayout::Raid(layout) => raid_text(out, &open, lv, layout)?,
-        LvLayout::Linear
-        | LvLayout::Cow { .. }
-        | LvLayout::UnfinishedRaid(_)
-        | LvLayout::Other(_) => {
+        LvLayout::UnfinishedRaid(kind) => {
+            writeln!(out, "{open}\ntype = \"{kind}\"\ndevice_count = {}", lv.legs.len())?;
+            raids_text(out, lv)?;
+        }
+        LvLayout::Linear | LvLayout::Cow { .. } | LvLayout::Other(_) => {
             for (i, area) in lv.areas.iter().enumerate() {
                 linear_text(out, i, area.len, &pv_name(&area.pv), area.start)?;
             }

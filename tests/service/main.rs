@@ -24,6 +24,7 @@
 
 mod behaviour;
 mod copies;
+mod cut_raid;
 mod encryption;
 mod every_trouble;
 mod fake_api;
