@@ -19,12 +19,14 @@ const GROW_AT_PERCENT: u64 = 60;
 const STORE_MIN: Bytes = Bytes::mib(512);
 
 /// The most room that a snapshot of so much can need: every chunk, a list of them, and the header.
-/// LVM gives no more (lvm2, `_cow_max_size`), and the kernel clears one piece of the list ahead.
+/// LVM gives no more (lvm2, `_cow_max_size`). When a piece of the list is full, the kernel clears the
+/// next one at once, also where there is nothing left to write into it.
 #[must_use]
 pub fn largest_store(vg: &VgState, origin: Bytes) -> Extents {
     let chunk = COW_CHUNK.get();
     let chunks = origin.get().div_ceil(chunk);
-    let lists = chunks.saturating_mul(EXCEPTION).div_ceil(chunk);
+    let in_a_piece = (chunk / EXCEPTION).max(1);
+    let lists = (chunks / in_a_piece).saturating_add(1);
     let all = chunks.saturating_add(lists).saturating_add(1);
     vg.extent_size.extents_ceil(Bytes::new(all.saturating_mul(chunk)))
 }
@@ -100,6 +102,8 @@ mod tests {
         // As LVM itself counts it: 200 MiB, a list of 50 KiB and a header, in extents of 4 MiB.
         assert_eq!(largest_store(&vg, Bytes::mib(200)), Extents::new(51));
         assert_eq!(store(&vg, Bytes::gib(1), CowSize::FULL), Extents::new(257));
+        // 63 pieces of the list are just full; the one that is cleared then would not fit into 4033.
+        assert_eq!(store(&vg, Bytes::mib(16_128), CowSize::FULL), Extents::new(4034));
         assert_eq!(store(&vg, Bytes::gib(1), percent(75)), Extents::new(193));
         assert_eq!(store(&vg, Bytes::gib(1), percent(1)), Extents::new(128));
         assert_eq!(store(&vg, Bytes::mib(8), percent(1)), Extents::new(3));
