@@ -37,6 +37,13 @@ pub enum MountCall {
         /// Options of the mount point: `ro`, `noexec`, ...; those of the filesystem do not count.
         options: Vec<String>,
     },
+    /// The options of a bind that is there, which may have been cut before it got them.
+    Rebind {
+        /// Where.
+        target: PathBuf,
+        /// As of the bind.
+        options: Vec<String>,
+    },
 }
 
 /// Options as mount(2) takes them.
@@ -109,6 +116,7 @@ pub fn mount(call: &MountCall) -> io::Result<()> {
                 }
             })
         }
+        MountCall::Rebind { target, options } => remount_bind(target, options),
     }
 }
 

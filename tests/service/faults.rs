@@ -450,6 +450,16 @@ cases! {
         node.stage(&handle, AccessType::Block).await.unwrap();
         vec![handle]
     }, |node, h| node.publish(&h[0], AccessType::Block, "/pods/a").await;
+    publish_a_filesystem_read_only: |node| {
+        let handle = made(node, thin("pvc-1")).await;
+        node.stage(&handle, mounted(FsType::Ext4)).await.unwrap();
+        vec![handle]
+    }, |node, h| node.publish_as(&h[0], mounted(FsType::Ext4), "/pods/a", true).await;
+    publish_a_block_read_only: |node| {
+        let handle = made(node, block("pvc-1", Provisioning::Thin)).await;
+        node.stage(&handle, AccessType::Block).await.unwrap();
+        vec![handle]
+    }, |node, h| node.publish_as(&h[0], AccessType::Block, "/pods/a", true).await;
     unpublish_a_filesystem: |node| published(node, mounted(FsType::Ext4), thin("pvc-1")).await,
         |node, _h| node.unpublish("/pods/a").await;
     unpublish_a_block: |node| {

@@ -221,13 +221,23 @@ impl Node {
     }
 
     pub async fn publish(&self, volume: &Handle, access: AccessType, target: &str) -> Result<()> {
+        self.publish_as(volume, access, target, false).await
+    }
+
+    pub async fn publish_as(
+        &self,
+        volume: &Handle,
+        access: AccessType,
+        target: &str,
+        read_only: bool,
+    ) -> Result<()> {
         let capability = Capability { access, mode: AccessMode::MultiWriter };
         let publish = Publish {
             volume: volume.clone(),
             staging: staging(volume),
             target: target.into(),
             capability,
-            read_only: false,
+            read_only,
         };
         self.agent.publish_volume(publish).await
     }
