@@ -108,6 +108,12 @@ impl<H: Host> Agent<H> {
 
     /// Zeroes an LV that nobody else has, and then drops its tag that says so.
     pub(super) async fn zero_and_settle(&self, vg: &Vg, lv: &LvName) -> Result<()> {
+        self.zero_all(vg, lv).await?;
+        self.settle(vg, lv, Pending::Fresh).await
+    }
+
+    /// Zeroes an LV that nobody else has.
+    pub(super) async fn zero_all(&self, vg: &Vg, lv: &LvName) -> Result<()> {
         let state = vg.state();
         let device = self.activate(vg, lv).await?;
         self.must_be_fresh(vg, own_lv(&state, lv)?, &device).await?;
@@ -130,7 +136,7 @@ impl<H: Host> Agent<H> {
             offset = offset.saturating_add(len);
             tracing::debug!(vg = %state.name, %lv, offset, total, "zeroed");
         }
-        self.settle(vg, lv, Pending::Fresh).await
+        Ok(())
     }
 
     /// That a volume is still to be made ready before its first use, and that nobody has its device: right

@@ -10,7 +10,9 @@ use cinderblock::sim::{Content, Fault, Mode};
 use cinderblock::units::Bytes;
 use futures_util::future::join_all;
 
-use crate::support::{Node, VG, cloned, mounted, restored, staging, thick, thin, volume};
+use crate::support::{
+    Node, VG, cloned, encrypted, mounted, restored, staging, thick, thin, volume,
+};
 
 #[tokio::test(start_paused = true)]
 async fn lvm_runs_once_for_each_change_and_never_to_read() {
@@ -349,4 +351,32 @@ async fn futures_join<T>(calls: impl Iterator<Item = impl Future<Output = T>>) -
     })
     .await;
     done.into_iter().flatten().collect()
+}
+
+/// The capabilities of one claim may ask for both, and nothing tells which comes first.
+#[tokio::test(start_paused = true)]
+async fn a_device_that_was_a_filesystem_first_shows_nothing_of_before() {
+    for (request, zeroes) in [
+        (volume("pvc-a", Provisioning::Thick, Usage::Block, 1), true),
+        (thick("pvc-a"), false),
+        (volume("pvc-a", Provisioning::Thin, Usage::Block, 1), false),
+        (encrypted(volume("pvc-a", Provisioning::Thick, Usage::Block, 1)), false),
+    ] {
+        let node = Node::ready().await;
+        let a = node.create(request.clone()).await.unwrap().handle;
+        node.host.arm(None);
+        node.stage(&a, mounted(FsType::Ext4)).await.unwrap();
+        let effects = node.host.effects();
+        let made = effects.iter().position(|effect| effect.contains("mkfs.ext4")).unwrap();
+        let pieces = effects[..made].iter().filter(|effect| effect.starts_with("zero "));
+        let zeroed: u64 =
+            pieces.map(|it| it.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
+        // Where keys begin, LUKS makes sure of zeroes anyway.
+        assert_eq!(zeroed == 1 << 30, zeroes, "{request:?}: {zeroed}");
+        let after = effects[made..].iter().filter(|effect| effect.starts_with("zero ")).count();
+        assert_eq!(after, 0, "what mkfs wrote: {request:?}");
+        node.unstage(&a).await.unwrap();
+        let hides = matches!(request.usage, Usage::Filesystem(_));
+        assert_eq!(node.stage(&a, AccessType::Block).await.is_err(), hides, "{request:?}");
+    }
 }

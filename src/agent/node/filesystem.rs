@@ -15,6 +15,7 @@ use super::super::Agent;
 use super::super::blocking::{On, within};
 use super::super::store::Vg;
 use super::MOUNT_TIMEOUT;
+use super::stage::may_be_a_device;
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::host::dm::DmDevice;
@@ -52,7 +53,7 @@ impl<H: Host> Agent<H> {
         match lv.tags.pending {
             Some(Pending::Fresh) => {
                 self.must_be_fresh(vg, lv, device).await?;
-                self.format(lv, device, fs).await?;
+                self.format(vg, lv, device, fs).await?;
                 self.settle(vg, &lv.name, Pending::Fresh).await?;
             }
             Some(Pending::Restored) => {
@@ -73,7 +74,7 @@ impl<H: Host> Agent<H> {
         self.expect(lv, device, fs).await
     }
 
-    async fn format(&self, lv: &Lv, device: &DmDevice, fs: FsType) -> Result<()> {
+    async fn format(&self, vg: &Vg, lv: &Lv, device: &DmDevice, fs: FsType) -> Result<()> {
         let uuid = lv.uuid.filesystem_uuid();
         self.must_be_blank(lv, device, Some(uuid)).await?;
         self.must_have_no_files(lv, device).await?;
@@ -83,6 +84,11 @@ impl<H: Host> Agent<H> {
         if fs == FsType::Btrfs && before.is_some_and(|sb| sb.uuid == uuid && sb.fs == fs) {
             tracing::info!(volume = %lv.name, %fs, "an earlier try has formatted it");
             return Ok(());
+        }
+        if may_be_a_device(lv).is_ok() && lv.pool().is_none() && !lv.tags.luks {
+            // Asked for as a device as well: as one it shows what the filesystem does not hide.
+            tracing::info!(volume = %lv.name, size = %lv.size, "zeroing a new volume that may be used as a device");
+            self.zero_all(vg, &lv.name).await?;
         }
         tracing::info!(volume = %lv.name, %fs, size = %device.size, "formatting");
         self.change(lv, "format", &make(fs, &device.node, uuid)).await?;
