@@ -110,7 +110,7 @@ pub(super) fn of_volume(
     }
     let LvLayout::Raid(_) = &lv.layout else { return vec![] };
     let gone = if missing { lost_legs(state, lv) } else { 0 };
-    of_raid(&format!("{}/{}", state.name, lv.name), status, gone)
+    of_raid(status, gone)
 }
 
 /// What is wrong with the RAID that a thin pool lies on.
@@ -120,7 +120,7 @@ pub(super) fn of_parts(state: &VgState, pool: &Lv, raid: &RaidVolumes) -> Vec<(R
         let gone = if state.is_partial() { lost_legs(state, part) } else { 0 };
         let name = format!("{}/{}", state.name, part.name);
         let status = raid.get(&state.handle(&part.name));
-        for (reason, sentence) in of_raid(&name, status, gone) {
+        for (reason, sentence) in of_raid(status, gone) {
             if reason == Reason::VolumeDegraded {
                 said.push(format!("{name}: {sentence}"));
             }
@@ -131,13 +131,13 @@ pub(super) fn of_parts(state: &VgState, pool: &Lv, raid: &RaidVolumes) -> Vec<(R
 
 /// What is wrong with an LV on RAID, from what the kernel says of it and from the number of its legs
 /// whose disks are missing.
-pub(super) fn of_raid(name: &str, status: Option<&RaidStatus>, gone: u32) -> Vec<(Reason, String)> {
+pub(super) fn of_raid(status: Option<&RaidStatus>, gone: u32) -> Vec<(Reason, String)> {
     let failed = status.map_or(0, |s| s.failed).max(gone);
     let behind = status.map_or(0, |s| s.behind);
     if failed > 0 {
         let of = status.map_or(String::new(), |s| format!(" of its {}", s.legs));
         let sentence = format!(
-            "{failed}{of} legs are lost; its data is there: replace the disk, then lvconvert --repair {name}"
+            "{failed}{of} legs are lost; its data is there: replace the disk, then run cinderblock repair in the node's pod"
         );
         return vec![(Reason::VolumeDegraded, sentence)];
     }
@@ -214,11 +214,14 @@ mod tests {
             ("raid1 2 Aa 4/16 recover 0 0 -", 0, Some(Reason::VolumeDegraded)),
             ("raid1 2 aa 4/16 resync 0 0 -", 0, Some(Reason::VolumeResyncing)),
         ] {
-            let found = of_raid("vg0/pvc-1", Some(&status(line)), gone);
+            let found = of_raid(Some(&status(line)), gone);
             assert_eq!(reasons(&found), reason.into_iter().collect::<Vec<_>>(), "{line}");
         }
-        assert_eq!(reasons(&of_raid("vg0/pvc-1", None, 1)), [Reason::VolumeDegraded]);
-        assert_eq!(of_raid("vg0/pvc-1", None, 0), []);
+        assert_eq!(of_raid(None, 0), []);
+        let found = of_raid(Some(&status("raid1 2 AD 16/16 idle 0 0 -")), 0);
+        let sentence = "1 of its 2 legs are lost; its data is there: replace the disk, then run cinderblock repair in the node's pod";
+        assert_eq!(found, [(Reason::VolumeDegraded, sentence.to_owned())]);
+        assert_eq!(reasons(&of_raid(None, 1)), [Reason::VolumeDegraded]);
     }
 
     #[test]
