@@ -150,7 +150,7 @@ fn kinds(random: &mut Random) -> Vec<(Class, &'static str)> {
         (encrypted(filesystem("thin", "ext4")), "l"),
     ];
     while !long::is_long() && kinds.len() > KINDS {
-        let at = random.below(kinds.len() as u64);
+        let at = random.below(u64::try_from(kinds.len()).unwrap_or(1));
         kinds.remove(usize::try_from(at).unwrap_or_default());
     }
     figure(&format!("kinds of volumes: {:?}", kinds.iter().map(|it| it.1).collect::<Vec<_>>()));
