@@ -206,10 +206,9 @@ impl Scene {
         let registry = Arc::new(Registry::default());
         let connected = connect(&registry, &node);
         let known = Arc::new(Mutex::new(Some(volume.clone())));
-        let knows = Arc::clone(&known);
+        let told = Arc::clone(&known);
         let metrics = Metrics::new(DRIVER);
-        let (api, seen) =
-            api(&metrics, move |asked| cluster(asked, knows.lock().unwrap().as_ref()));
+        let (api, seen) = api(&metrics, move |asked| cluster(asked, told.lock().unwrap().as_ref()));
         let config = watch::Sender::new(Arc::new(Config::parse(CONFIG).unwrap()));
         let controller = Controller::new(Arc::clone(&registry), config.subscribe(), None, false);
         let objects = Box::new(Objects::new(api.clone()));
@@ -221,8 +220,8 @@ impl Scene {
         let look = Arc::clone(&orphans).run(Duration::from_mins(1), events(), end.clone());
         tokio::spawn(look);
         let (node, before) = (Some(node), None);
-        let _end = end.drop_guard();
-        Self { node, volume, registry, orphans, known, seen, connected, before, _end }
+        let end = end.drop_guard();
+        Self { node, volume, registry, orphans, known, seen, connected, before, _end: end }
     }
 
     fn node(&self) -> &Node {

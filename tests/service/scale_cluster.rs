@@ -193,7 +193,7 @@ async fn one_controller_hears_hundreds_of_nodes_over_tls() {
     for first in (0..DIALLING).step_by(AT_A_TIME) {
         let connecting = (first..DIALLING.min(first + AT_A_TIME)).map(|n| {
             let (door, node) = (&door, FakeNode::telling(telling(n)));
-            async move { node.connect(door, &format!("node-{n:05}")).await }
+            async move { node.connect(door, &format!("node-{n:05}")).await.abort_handle() }
         });
         serving.extend(futures_util::future::join_all(connecting).await);
     }
