@@ -68,6 +68,6 @@ mod tests {
         let mut answer = [1_u32, 0, 3].into_iter().flat_map(u32::to_ne_bytes).collect::<Vec<_>>();
         answer.extend(b"no!\0");
         assert_eq!(parse(&answer).unwrap(), (1, "no!".to_owned()));
-        assert!(parse(&answer[..5]).is_err());
+        parse(&answer[..5]).unwrap_err();
     }
 }
