@@ -25,8 +25,8 @@ const STORE_MIN: Bytes = Bytes::mib(512);
 pub fn largest_store(vg: &VgState, origin: Bytes) -> Extents {
     let chunk = COW_CHUNK.get();
     let chunks = origin.get().div_ceil(chunk);
-    let in_a_piece = (chunk / EXCEPTION).max(1);
-    let lists = (chunks / in_a_piece).saturating_add(1);
+    let full = chunks.saturating_mul(EXCEPTION).checked_div(chunk).unwrap_or_default();
+    let lists = full.saturating_add(1);
     let all = chunks.saturating_add(lists).saturating_add(1);
     vg.extent_size.extents_ceil(Bytes::new(all.saturating_mul(chunk)))
 }
