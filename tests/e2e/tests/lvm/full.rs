@@ -6,7 +6,9 @@ use anyhow::{Context, Result, ensure};
 use cinderblock_lab::driver::{self, Csi, Machine};
 use tonic::Code;
 
-use crate::support::{BACKEND, GIB, MIB, THIN, VG, Vol, code, expect_nothing_left, started};
+use crate::support::{
+    BACKEND, GIB, MIB, THIN, VG, Vol, code, expect_nothing_left, started, wait_for_trouble,
+};
 
 /// For what may not hang.
 const SOON: Duration = Duration::from_mins(5);
@@ -56,6 +58,9 @@ fn a_full_pool_gives_errors_and_keeps_what_was_synced() -> Result<()> {
         machine.driver.wait_until(Duration::from_mins(1), "well again", || {
             Ok(machine.driver.metric(&well)? == Some(1.0) && csi.capacity(&THIN)? > 0)
         })?;
+        for reason in ["ThinPoolFull", "ThinPoolAlmostFull", "ThinPoolCannotGrow"] {
+            wait_for_trouble(machine, reason, false)?;
+        }
         v.detach()?;
         staged_again(machine, &v)?;
         machine.sh(&check).context("what was synced, mounted again")?;
@@ -87,6 +92,9 @@ fn refused_and_told(machine: &Machine, csi: &Csi, v: &Vol, beside: &Vol) -> Resu
             && metric("thin_pool_healthy")? == Some(0.0)
             && metric("backend_ready")? == Some(0.0))
     })?;
+    for reason in ["ThinPoolFull", "ThinPoolAlmostFull", "ThinPoolCannotGrow"] {
+        wait_for_trouble(machine, reason, true)?;
+    }
     let log = machine.driver.log_text();
     for told in ["the thin pool cannot grow", "the thin pool takes no writes"] {
         let times = log.matches(told).count();

@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::support::{
     BACKEND, GIB, MIB, THICK, THIN, VG, Vol, code, expect_nothing_left, fill, pooled,
-    power_cut_without, started, sum,
+    power_cut_without, started, sum, troubles, wait_for_trouble,
 };
 
 #[test]
@@ -36,12 +36,15 @@ fn volumes_of_a_missing_disk_are_unavailable_and_come_back_with_it() -> Result<(
         // A blank one is in its place.
         power_cut_without(machine, 2)?;
         nothing_is_known(machine, &volumes, &snapshot)?;
+        wait_for_trouble(machine, "PhysicalVolumeMissing", true)?;
+        ensure!(troubles(machine, "BackendNotReady")? == 0.0, "told twice");
 
         machine.node.power_cut()?;
         fs::rename(&kept, &vanished)?;
         machine.node.boot()?;
         machine.driver.forget();
         machine.start(BACKEND)?;
+        wait_for_trouble(machine, "PhysicalVolumeMissing", false)?;
         let csi = machine.driver.csi()?;
         for (mut v, written) in volumes {
             v.csi = csi.clone();

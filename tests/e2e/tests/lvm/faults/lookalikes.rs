@@ -9,7 +9,8 @@ use tonic::Code;
 
 use super::broken_lvm::{spoil, wrap};
 use crate::support::{
-    BACKEND, GIB, MIB, THICK, THIN, VG, Vol, code, expect_nothing_left, fill, pooled, started, sum,
+    BACKEND, GIB, MIB, THICK, THIN, VG, Vol, code, expect_nothing_left, figure, fill, pooled,
+    started, sum, wait_for_trouble,
 };
 
 const NOTICED: Duration = Duration::from_secs(40);
@@ -19,11 +20,14 @@ fn tag(machine: &Machine, v: &Vol, change: &str) -> Result<()> {
 }
 
 /// Refused as soon as the tag is noticed, which may take ten seconds.
-fn refused(v: &Vol, words: &str) -> Result<()> {
+fn refused(v: &Vol, code: Code, words: &str) -> Result<()> {
     let start = Instant::now();
     loop {
         let told = match v.stage() {
-            Err(refused) if refused.message().contains(words) => return Ok(()),
+            Err(refused) if refused.message().contains(words) => {
+                ensure!(refused.code() == code, "{refused:?}");
+                return Ok(());
+            }
             other => other,
         };
         v.unstage()?;
@@ -35,7 +39,7 @@ fn refused(v: &Vol, words: &str) -> Result<()> {
 /// A tag that says too much must not cost the data, and one that is missing not the volume.
 fn tags_edited_by_hand(machine: &Machine, csi: &Csi, v: &Vol, written: &str) -> Result<()> {
     tag(machine, v, "--addtag cb.fresh")?;
-    refused(v, "has files: nothing was formatted")?;
+    refused(v, Code::Internal, "has files: nothing was formatted")?;
     // Its group descriptors, behind the superblock: the kernel mounts it no more.
     let (at, kept) = ("bs=1k count=6", "/run/descriptors");
     let device = v.device();
@@ -44,10 +48,10 @@ fn tags_edited_by_hand(machine: &Machine, csi: &Csi, v: &Vol, written: &str) -> 
     machine.sh(&format!(
         "dd if=/dev/zero bs=1k count=6 2>/dev/null | tr '\\0' '\\377' >/run/bad; dd if=/run/bad of={device} {at} seek=2 conv=fsync 2>/dev/null"
     ))?;
-    refused(v, "may have been used: nothing was formatted")?;
+    refused(v, Code::Internal, "may have been used: nothing was formatted")?;
     machine.sh(&format!("dd if={kept} of={device} {at} seek=2 conv=fsync 2>/dev/null"))?;
     tag(machine, v, "--deltag cb.fresh --addtag cb.luks")?;
-    refused(v, "the volume is encrypted, and no Secret came with the call")?;
+    refused(v, Code::InvalidArgument, "the volume is encrypted, and no Secret came with the call")?;
     tag(machine, v, "--deltag cb.luks --addtag cb.unknown=1")?;
     let start = Instant::now();
     while let Err(refused) = v.stage() {
@@ -81,14 +85,18 @@ fn two_of_one_name(machine: &Machine, csi: &Csi, v: &Vol, written: &str) -> Resu
     for class in [THICK, THIN] {
         let refused = csi.create(&class.request("pvc-2", 64 * MIB)).unwrap_err();
         println!("{}", refused.message());
+        ensure!(refused.code() == Code::ResourceExhausted, "{refused:?}");
         ensure!(refused.message().contains("two volume groups are called"), "{refused:?}");
         ensure!(csi.capacity(&class)? == 0, "there is capacity");
     }
+    wait_for_trouble(machine, "BackendNotReady", true)?;
+    ensure!(figure(machine, "backend_ready")? == Some(0.0), "ready with two of one name");
     v.attach()?;
     ensure!(sum(machine, &v.file("data"), 8)? == written, "other data");
     v.detach()?;
     machine.sh(&format!("vgrename -qq {other} elsewhere"))?;
     machine.driver.wait_for_backend(BACKEND, Duration::from_mins(2))?;
+    wait_for_trouble(machine, "BackendNotReady", false)?;
     v.attach()?;
     ensure!(sum(machine, &v.file("data"), 8)? == written, "other data");
     v.detach()?;
