@@ -20,6 +20,7 @@ use crate::lvm::change::Change;
 use crate::lvm::state::{LvLayout, VgState};
 use crate::lvm::tag::Kind;
 use crate::names::{LvName, LvmUuid, dm_name};
+use crate::plan::capacity::{FULL_BP, METADATA_FULL_BP, POOL_METADATA_GUARD_BP, metadata_guard};
 use crate::plan::pool_growth::{self, Condition};
 use crate::plan::{Growth, Plan, PoolRules, Rules};
 use crate::units::Bytes;
@@ -85,6 +86,8 @@ impl<H: Host> Agent<H> {
             overprovision_percent: pool.overprovision_percent,
             data_used_bp: status.map_or(0, |s| used_bp(s.data)),
             metadata_used_bp: status.map_or(0, |s| used_bp(s.metadata)),
+            metadata_guard_bp: status
+                .map_or(POOL_METADATA_GUARD_BP, |s| metadata_guard(metadata_size(&s))),
             healthy: status.is_none_or(|s| s.writable && !s.needs_check),
             queues: status.is_some_and(|s| s.queues),
             stuck: seen.stuck.is_some(),
@@ -307,12 +310,17 @@ fn growth(state: &VgState, pool: &ThinPool, status: &PoolStatus) -> Option<Growt
     let ours = lv.tags.is_ours() && lv.tags.kind == Some(Kind::Pool);
     let rule = pool.autogrow.or_else(|| ours.then(Autogrow::default))?;
     // One that is full takes no writes, until it grows. Another one that takes none is for a person.
-    let (used, total) = status.data;
-    let alive = status.writable || (total > 0 && used >= total);
+    let full = |used: (u64, u64), at_bp| used.1 > 0 && used_bp(used) >= at_bp;
+    let out_of_room = full(status.data, FULL_BP) || full(status.metadata, METADATA_FULL_BP);
+    let alive = status.writable || out_of_room;
     if rule.at_percent >= 100 || status.needs_check || !alive {
         return None;
     }
-    Some(Growth { rule, metadata: Bytes::new(status.metadata.1.saturating_mul(METADATA_BLOCK)) })
+    Some(Growth { rule, metadata: metadata_size(status) })
+}
+
+fn metadata_size(status: &PoolStatus) -> Bytes {
+    Bytes::new(status.metadata.1.saturating_mul(METADATA_BLOCK))
 }
 
 fn used_bp((used, total): (u64, u64)) -> u64 {

@@ -175,7 +175,7 @@ pub(super) fn of_pool(
         found.push((Reason::ThinPoolQueuesWhenFull, why));
     }
     let Some(trouble) = pool.trouble() else { return found };
-    let full = pool.data_used_bp >= 10_000;
+    let full = pool.is_out_of_room();
     if pool.healthy || full {
         let why = format!("thin pool {name} takes nothing new: {trouble}");
         found.push((Reason::ThinPoolAlmostFull, why));
@@ -226,25 +226,30 @@ mod tests {
 
     #[test]
     fn a_pool_that_fills_has_one_trouble_after_the_other() {
-        let of = |bp, healthy, queues, stuck: bool| {
+        let of_both = |bp, metadata_bp, healthy, queues, stuck: bool| {
             let pool = PoolCapacity {
                 size: Bytes::gib(1),
                 promised: Bytes::ZERO,
                 overprovision_percent: 100,
                 data_used_bp: bp,
-                metadata_used_bp: 0,
+                metadata_used_bp: metadata_bp,
+                metadata_guard_bp: 8_500,
                 healthy,
                 queues,
                 stuck,
             };
             reasons(&of_pool("vg0/pool0", &pool, stuck.then(|| "no room".to_owned())))
         };
+        let of = |bp, healthy, queues, stuck| of_both(bp, 0, healthy, queues, stuck);
         assert_eq!(of(5_000, true, false, false), []);
         assert_eq!(of(5_000, true, true, false), [ThinPoolQueuesWhenFull]);
         assert_eq!(of(9_000, true, false, true), [ThinPoolCannotGrow]);
         assert_eq!(of(9_600, true, false, true), [ThinPoolCannotGrow, ThinPoolAlmostFull]);
         assert_eq!(of(10_000, false, false, false), [ThinPoolAlmostFull, ThinPoolFull]);
         assert_eq!(of(0, false, false, false), [ThinPoolFailed]);
+        assert_eq!(of_both(5_000, 8_600, true, false, false), [ThinPoolAlmostFull]);
+        assert_eq!(of_both(5_000, 10_000, false, false, false), [ThinPoolAlmostFull, ThinPoolFull]);
+        assert_eq!(of_both(5_000, 9_000, false, false, false), [ThinPoolFailed]);
     }
 
     #[test]

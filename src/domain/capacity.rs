@@ -31,6 +31,8 @@ pub struct PoolCapacity {
     pub data_used_bp: u64,
     /// Metadata in use, in hundredths of a percent.
     pub metadata_used_bp: u64,
+    /// When so much of its metadata is in use, it takes nothing new.
+    pub metadata_guard_bp: u64,
     /// Whether it takes writes at all.
     pub healthy: bool,
     /// Whether it holds writes back when it is full, instead of failing them.

@@ -13,6 +13,7 @@ use crate::domain::{
 };
 use crate::error::{Error, Result};
 use crate::names::{BackendName, Handle, LvmUuid, VgName};
+use crate::plan::capacity::POOL_METADATA_GUARD_BP;
 use crate::units::{Bytes, ExtentSize};
 
 /// What a node may have, as the controller keeps it. LVM's metadata takes as many records at the very
@@ -57,6 +58,7 @@ fn ready(vg: &LvmUuid, capacity: &BackendCapacity) -> pb::Ready {
             overprovision_percent: pool.overprovision_percent,
             data_used_bp: pool.data_used_bp,
             metadata_used_bp: pool.metadata_used_bp,
+            metadata_guard_bp: pool.metadata_guard_bp,
             healthy: pool.healthy,
             queues: pool.queues,
             stuck: pool.stuck,
@@ -87,6 +89,11 @@ fn parse_ready(ready: pb::Ready) -> Result<BackendState> {
         overprovision_percent: pool.overprovision_percent,
         data_used_bp: pool.data_used_bp,
         metadata_used_bp: pool.metadata_used_bp,
+        // An older agent does not say.
+        metadata_guard_bp: match pool.metadata_guard_bp {
+            0 => POOL_METADATA_GUARD_BP,
+            said => said,
+        },
         healthy: pool.healthy,
         queues: pool.queues,
         stuck: pool.stuck,
@@ -247,6 +254,7 @@ mod tests {
                 overprovision_percent: 200,
                 data_used_bp: 17,
                 metadata_used_bp: 4,
+                metadata_guard_bp: 7_500,
                 healthy: true,
                 queues: true,
                 stuck: true,

@@ -11,6 +11,21 @@ use crate::units::{Bytes, Extents};
 pub const POOL_DATA_GUARD_BP: u64 = 9_500;
 /// The same for its metadata, sooner: a pool without metadata has to be repaired offline.
 pub const POOL_METADATA_GUARD_BP: u64 = 8_500;
+/// Full (hundredths of a percent).
+pub const FULL_BP: u64 = 10_000;
+/// A pool takes no writes when all of its metadata is in use, of which the kernel keeps some for itself and counts it as used
+/// (`drivers/md/dm-thin.c`, `PM_OUT_OF_METADATA_SPACE`). Less than a block in a hundred may be freed by its last commit.
+pub const METADATA_FULL_BP: u64 = 9_900;
+const LVM_LEAVES: Bytes = Bytes::mib(4);
+
+/// The guard of a pool with so much metadata: LVM makes nothing new in one that has less than 4 MiB, or a quarter, of its metadata left
+/// (lvm2's `lib/metadata/thin_manip.c`, `_pool_metadata_min_threshold`).
+#[must_use]
+pub fn metadata_guard(metadata: Bytes) -> u64 {
+    let left = LVM_LEAVES.get().saturating_mul(10_000).checked_div(metadata.get());
+    let lvm = 10_000_u64.saturating_sub(left.unwrap_or(u64::MAX).min(2_500));
+    lvm.min(POOL_METADATA_GUARD_BP)
+}
 
 /// What a backend offers for one class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +54,7 @@ pub fn of(vg: &VgState, rules: &Rules) -> BackendCapacity {
                 overprovision_percent: pool.overprovision_percent,
                 data_used_bp: pool.data_used_bp,
                 metadata_used_bp: pool.metadata_used_bp,
+                metadata_guard_bp: pool.metadata_guard_bp,
                 healthy: pool.healthy,
                 queues: pool.queues,
                 stuck: pool.stuck,
@@ -111,24 +127,32 @@ impl PoolCapacity {
         self.size.percent_floor(self.overprovision_percent).saturating_sub(self.promised)
     }
 
+    /// Whether it is room that a pool lacks which takes no writes: for data, or for metadata.
+    #[must_use]
+    pub const fn is_out_of_room(&self) -> bool {
+        self.data_used_bp >= FULL_BP || self.metadata_used_bp >= METADATA_FULL_BP
+    }
+
     /// Why it promises nothing, however much was promised so far.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         // A pool that is full takes no writes either; then it is the room that it lacks.
-        if !self.healthy && self.data_used_bp < 10_000 {
+        if !self.healthy && !self.is_out_of_room() {
             return Some("it takes no writes: look at `lvs -a` and at the kernel's log".to_owned());
         }
         let (what, used) = if self.data_used_bp >= POOL_DATA_GUARD_BP {
             ("data", self.data_used_bp)
-        } else if self.metadata_used_bp >= POOL_METADATA_GUARD_BP {
+        } else if self.metadata_used_bp >= self.metadata_guard_bp {
             ("metadata", self.metadata_used_bp)
         } else {
             return None;
         };
         let remedy = if self.stuck {
             "it cannot grow: add a disk to the volume group, or delete volumes or snapshots"
-        } else {
+        } else if self.healthy || what == "data" {
             "extend it"
+        } else {
+            "extend it, and if it takes no writes then, look at `lvs -a` and at the kernel's log"
         };
         Some(format!("its {what} is {}.{:02}% full: {remedy}", used / 100, used % 100))
     }
@@ -164,6 +188,13 @@ mod tests {
             capacity.offer(Some(Provisioning::Thin), &ThickLayout::Linear, Bytes::ZERO).largest,
             Bytes::ZERO
         );
+    }
+
+    #[test]
+    fn the_guard_of_little_metadata_is_where_lvm_takes_nothing_new() {
+        for (mib, guard) in [(0, 7_500), (2, 7_500), (16, 7_500), (20, 8_000), (32, 8_500)] {
+            assert_eq!(metadata_guard(Bytes::mib(mib)), guard, "{mib} MiB");
+        }
     }
 
     #[test]

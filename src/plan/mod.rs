@@ -61,6 +61,8 @@ pub struct PoolRules {
     pub data_used_bp: u64,
     /// Metadata in use, in hundredths of a percent.
     pub metadata_used_bp: u64,
+    /// When so much of its metadata is in use, it takes nothing new.
+    pub metadata_guard_bp: u64,
     /// Whether it takes writes at all.
     pub healthy: bool,
     /// Whether it holds writes back when it is full, instead of failing them.
@@ -196,6 +198,7 @@ pub(crate) mod fixture {
             overprovision_percent: 200,
             data_used_bp: 1_000,
             metadata_used_bp: 1_000,
+            metadata_guard_bp: super::capacity::POOL_METADATA_GUARD_BP,
             healthy: true,
             queues: false,
             stuck: false,

@@ -10,9 +10,8 @@ use crate::lvm::layout::ThickLayout;
 use crate::lvm::state::{Lv, VgState};
 use crate::units::{Bytes, Extents};
 
-/// Metadata grows at this part in use at the latest (hundredths of a percent): its guard comes at
-/// 85%.
-const METADATA_AT_BP: u64 = 8_000;
+/// Metadata grows so long before its guard at the latest (hundredths of a percent).
+const METADATA_BEFORE_GUARD_BP: u64 = 500;
 /// Metadata grows by half, and by no less than this: it is small, and each growth is an LVM
 /// process.
 const METADATA_STEP_MIN: Bytes = Bytes::mib(16);
@@ -47,7 +46,8 @@ pub fn plan(vg: &VgState, rules: &Rules) -> Result<Plan> {
     let at = growth.rule.at_percent.saturating_mul(100);
     let extent = vg.extent_size;
     let mut stuck = None;
-    if pool.metadata_used_bp >= at.min(METADATA_AT_BP) && growth.metadata < METADATA_MAX {
+    let metadata_at = pool.metadata_guard_bp.saturating_sub(METADATA_BEFORE_GUARD_BP);
+    if pool.metadata_used_bp >= at.min(metadata_at) && growth.metadata < METADATA_MAX {
         let step = growth.metadata.percent_floor(50).max(METADATA_STEP_MIN);
         let step = step.min(METADATA_MAX.saturating_sub(growth.metadata));
         match metadata_step(vg, rules, lv, extent.extents_ceil(step))? {
@@ -288,6 +288,16 @@ mod tests {
             p.growth.as_mut().unwrap().metadata = METADATA_MAX;
         });
         assert_eq!(step(&most), data(2_660));
+    }
+
+    #[test]
+    fn little_metadata_grows_before_lvm_makes_nothing_new() {
+        let little = |bp| pool(|p| (p.metadata_guard_bp, p.metadata_used_bp) = (7_500, bp));
+        let (vg, rules) = little(6_990);
+        assert_eq!(plan(&vg, &rules).unwrap(), Plan::Done);
+        let (lv, from) = (lv_name("pool0"), vec![]);
+        let grown = Change::ExtendMetadata { lv, size: Bytes::mib(32), from };
+        assert_eq!(step(&little(7_000)), grown);
     }
 
     #[test]

@@ -43,6 +43,7 @@ impl FakeAgent {
             overprovision_percent: 400,
             data_used_bp: 100,
             metadata_used_bp: 100,
+            metadata_guard_bp: 8_500,
             healthy: true,
             queues: false,
             stuck: false,

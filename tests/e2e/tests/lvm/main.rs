@@ -24,6 +24,7 @@ mod foreign;
 mod fragments;
 mod full;
 mod full_area;
+mod full_metadata;
 mod group;
 mod growth;
 mod losses;
