@@ -212,7 +212,7 @@ pub async fn tell_of_troubles(
 /// Tells what waits, as far as it may be told now; the rest waits for the next look. What cannot be told holds up
 /// nobody else, as long as anything can be told.
 async fn send(to: &dyn Tells, queue: &mut VecDeque<Notice>, rate: &mut Rate, start: Instant) {
-    let mut failed = 0;
+    let mut failed = 0_usize;
     for _ in 0..queue.len() {
         if failed == FAILED_MAX || !rate.take(start.elapsed()) {
             return;
@@ -229,7 +229,7 @@ async fn send(to: &dyn Tells, queue: &mut VecDeque<Notice>, rate: &mut Rate, sta
             *queue = rest;
             queue.push_back(notice);
             queue.extend::<VecDeque<_>>(same);
-            failed += 1;
+            failed = failed.saturating_add(1);
         }
     }
 }

@@ -186,9 +186,8 @@ pub(crate) fn troubles(machine: &Machine, reason: &str) -> Result<f64> {
 /// Waits until one thing is told to be wrong for this reason; or until nothing is any more, when it should not last.
 pub(crate) fn wait_for_trouble(machine: &Machine, reason: &str, lasts: bool) -> Result<()> {
     let what = format!("{} of {reason}", if lasts { "telling" } else { "done with telling" });
-    machine
-        .driver
-        .wait_until(TOLD, &what, || Ok(troubles(machine, reason)? == f64::from(u8::from(lasts))))
+    let wanted = if lasts { 1.0 } else { 0.0 };
+    machine.driver.wait_until(TOLD, &what, || Ok((troubles(machine, reason)? - wanted).abs() < 0.5))
 }
 
 /// Waits until what was deleted has gone: a volume whose snapshot goes after it has a while in the trash.

@@ -128,7 +128,8 @@ pub(super) fn of_lv(machine: &Machine, lv: &str) -> Result<Vec<Range<u64>>> {
 pub(super) fn of_vg_metadata(machine: &Machine) -> Result<Vec<Range<u64>>> {
     let text = machine
         .sh("pvs --noheadings --nosuffix --units s -o pe_start /dev/mapper/shaky | tr -d ' '")?;
-    Ok(vec![0..text.trim().parse().with_context(|| text.clone())?])
+    let end = text.trim().parse().with_context(|| text.clone())?;
+    Ok(Vec::from([Range { start: 0, end }]))
 }
 
 /// On the other backend all goes well.
