@@ -2,7 +2,7 @@
 //! Nothing is run here.
 
 /// Groups by their names: parts of tests' names, any of which will do. Each module of the simulated and of the LVM
-/// ring is in a group, or in [`OTHERS`].
+/// ring is in a group, or in `OTHERS`.
 const GROUPS: [(&str, &[&str]); 2] = [
     (
         "faults",
