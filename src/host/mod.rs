@@ -3,6 +3,7 @@
 //!
 //! [`Host`] is what the agent needs of it; [`Linux`] is the real one.
 
+mod bind;
 pub mod block;
 pub mod copy;
 pub mod cow_status;

@@ -12,6 +12,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
 };
 
+use super::bind;
 use crate::lvm::tag::FsType;
 
 /// What to mount where.
@@ -35,13 +36,6 @@ pub enum MountCall {
         /// Where.
         target: PathBuf,
         /// Options of the mount point: `ro`, `noexec`, ...; those of the filesystem do not count.
-        options: Vec<String>,
-    },
-    /// The options of a bind that is there, which may have been cut before it got them.
-    Rebind {
-        /// Where.
-        target: PathBuf,
-        /// As of the bind.
         options: Vec<String>,
     },
 }
@@ -109,27 +103,37 @@ pub fn mount(call: &MountCall) -> io::Result<()> {
             Ok(rustix::mount::mount(device, target, fs.as_str(), options.flags, data)?)
         }
         MountCall::Bind { source, target, options } => {
-            rustix::mount::mount_bind(source, target)?;
-            remount_bind(target, options).inspect_err(|_| {
-                if let Err(error) = unmount(target) {
-                    tracing::warn!(target = %target.display(), %error, "cannot take back a mount");
+            let flags = of_mount_point(options);
+            if flags.is_empty() {
+                return Ok(rustix::mount::mount_bind(source, target)?);
+            }
+            match bind::bind(source, target, flags) {
+                Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => {
+                    bind_in_two_steps(source, target, flags)
                 }
-            })
+                done => done,
+            }
         }
-        MountCall::Rebind { target, options } => remount_bind(target, options),
     }
 }
 
-/// Gives a bind mount its options: the call that makes it knows none.
-fn remount_bind(target: &Path, options: &[String]) -> io::Result<()> {
+/// The flags of a bind: those of the filesystem do not count.
+fn of_mount_point(options: &[String]) -> MountFlags {
     let flags = Options::parse(options.iter().map(String::as_str)).flags;
-    let flags = flags.difference(
+    flags.difference(
         MountFlags::SILENT | MountFlags::LAZYTIME | MountFlags::DIRSYNC | MountFlags::SYNCHRONOUS,
-    );
-    if flags.is_empty() {
-        return Ok(());
-    }
-    Ok(rustix::mount::mount_remount(target, flags | MountFlags::BIND, c"")?)
+    )
+}
+
+/// As kernels before Linux 5.12 can: the call that makes a bind knows no options.
+fn bind_in_two_steps(source: &Path, target: &Path, flags: MountFlags) -> io::Result<()> {
+    rustix::mount::mount_bind(source, target)?;
+    let given = rustix::mount::mount_remount(target, flags | MountFlags::BIND, c"");
+    Ok(given.inspect_err(|_| {
+        if let Err(error) = unmount(target) {
+            tracing::warn!(target = %target.display(), %error, "cannot take back a mount");
+        }
+    })?)
 }
 
 /// Unmounts what is seen at a place. Never lazily, never by force: who still uses it must be seen.

@@ -18,7 +18,7 @@ use crate::host::dm_status::{DmStatus, Layer};
 use crate::host::dm_undo::Halves;
 use crate::host::invocation::{Invocation, Program};
 use crate::host::luks::COPY_AT;
-use crate::host::mount::{MountCall, Options};
+use crate::host::mount::MountCall;
 use crate::host::mountinfo::{Mount, MountTable};
 use crate::host::runner::{Completed, Exit, RunError};
 use crate::host::{FilesystemUsage, Host, PathKind, Usage, superblock, xfs_log};
@@ -224,19 +224,7 @@ impl Host for SimHost {
 
     fn mount(&self, call: &MountCall) -> io::Result<()> {
         self.ask(&format!("{call:?}"))?;
-        let MountCall::Bind { target, options, .. } = call else {
-            return self.effect(format!("{call:?}"), |world| mount(world, call));
-        };
-        self.effect(format!("{call:?}"), |world| mount(world, call))?;
-        if Options::parse(options.iter().map(String::as_str)).flags.is_empty() {
-            return Ok(());
-        }
-        let call = MountCall::Rebind { target: target.clone(), options: options.clone() };
-        let given = self.effect(format!("{call:?}"), |world| mount(world, &call));
-        if given.is_err() && !self.is_dead() {
-            self.world().mounts.pop();
-        }
-        given
+        self.effect(format!("{call:?}"), |world| mount(world, call))
     }
 
     fn unmount(&self, target: &Path) -> io::Result<()> {
@@ -375,15 +363,8 @@ fn mount(world: &mut World, call: &MountCall) -> io::Result<()> {
                 super_options: options.clone(),
             }
         }
-        MountCall::Rebind { target, options } => {
-            let found = world.mounts.iter_mut().rev().find(|m| m.target == *target);
-            let found = found.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-            found.read_only = options.iter().any(|o| o == "ro");
-            return Ok(());
-        }
-        MountCall::Bind { source, target, .. } => {
-            // Writable until it is told otherwise.
-            let read_only = false;
+        MountCall::Bind { source, target, options } => {
+            let read_only = options.iter().any(|o| o == "ro");
             let of = world.mounts.iter().rev().find(|m| m.target == *source).cloned();
             match of {
                 Some(of) => Mount { target: target.clone(), read_only, ..of },

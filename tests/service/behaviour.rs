@@ -307,7 +307,7 @@ async fn access_modes_hold() {
         publish("/pods/1", multi, false).await.unwrap();
         publish("/pods/2", multi, true).await.unwrap();
     }
-    assert_eq!(kind(publish("/pods/2", multi, false).await), ErrorKind::AlreadyExists);
+    assert_eq!(kind(publish("/pods/1", multi, true).await), ErrorKind::AlreadyExists);
     let single = AccessMode::SingleWriter;
     assert_eq!(kind(publish("/pods/3", single, false).await), ErrorKind::FailedPrecondition);
     publish("/pods/1", single, false).await.unwrap();

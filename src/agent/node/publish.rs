@@ -71,7 +71,7 @@ impl<H: Host> Agent<H> {
             if mount.device != staged {
                 return Err(occupied(lv, &request.target, mount));
             }
-            return self.same_again(lv, request, mount, options, read_only).await;
+            return same_again(lv, request, mount, read_only);
         }
         let elsewhere = |m: &&Mount| m.device == staged && m.target != request.staging;
         alone(lv, request, mounts.iter().find(elsewhere).cloned())?;
@@ -106,7 +106,7 @@ impl<H: Host> Agent<H> {
             if self.number_at(&target).await? != Some(device.number) {
                 return Err(occupied(lv, &target, mount));
             }
-            return self.same_again(lv, request, mount, &[], read_only).await;
+            return same_again(lv, request, mount, read_only);
         }
         alone(lv, request, self.bound_node(&mounts, device).await?)?;
         match self.path_kind(&target).await? {
@@ -127,41 +127,12 @@ impl<H: Host> Agent<H> {
         options: &[String],
         read_only: bool,
     ) -> Result<()> {
-        let options = of_bind(options, read_only);
+        let mut options = options.to_vec();
+        if read_only {
+            options.push("ro".to_owned());
+        }
         let call = MountCall::Bind { source, target: target.to_owned(), options };
         self.at_path("mount the volume at", target, move |host| host.mount(&call)).await
-    }
-
-    /// The volume is at the path already. A bind has no options at first: one that was cut there gets
-    /// them now.
-    async fn same_again(
-        &self,
-        lv: &Lv,
-        request: &Publish,
-        mount: &Mount,
-        options: &[String],
-        read_only: bool,
-    ) -> Result<()> {
-        let target = &request.target;
-        let options = of_bind(options, read_only);
-        if !options.is_empty() && (read_only || !mount.read_only) {
-            let call = MountCall::Rebind { target: target.clone(), options };
-            self.at_path("give its options to the mount at", target, move |host| host.mount(&call))
-                .await?;
-        }
-        let mounts = self.mounts().await?;
-        let now = mounts.at(target).is_some_and(|mount| mount.read_only);
-        if now == read_only {
-            return Ok(());
-        }
-        let word = |ro| if ro { "read-only" } else { "for writing" };
-        Err(Error::already_exists(format!(
-            "volume {} is published at {} {}, not {}",
-            lv.name,
-            target.display(),
-            word(now),
-            word(read_only)
-        )))
     }
 
     /// The number of the block device at a path.
@@ -198,10 +169,18 @@ fn occupied(lv: &Lv, target: &Path, mount: &Mount) -> Error {
     ))
 }
 
-/// The options of a pod's mount.
-fn of_bind(options: &[String], read_only: bool) -> Vec<String> {
-    let ro = read_only.then(|| "ro".to_owned());
-    options.iter().cloned().chain(ro).collect()
+fn same_again(lv: &Lv, request: &Publish, mount: &Mount, read_only: bool) -> Result<()> {
+    if mount.read_only == read_only {
+        return Ok(());
+    }
+    let word = |ro| if ro { "read-only" } else { "for writing" };
+    Err(Error::already_exists(format!(
+        "volume {} is published at {} {}, not {}",
+        lv.name,
+        request.target.display(),
+        word(mount.read_only),
+        word(read_only)
+    )))
 }
 
 /// A volume for one user is in one place only (CSI spec, `NodePublishVolume`).
