@@ -20,6 +20,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.check {
         manifests::check(&files)?;
         println!("{} manifests are as the chart gives them", files.len());
+        println!("{} values are refused or rendered as they should be", manifests::check_values()?);
     } else {
         for file in manifests::write(&files)? {
             println!("wrote {}", file.display());

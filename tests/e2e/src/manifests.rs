@@ -1,5 +1,7 @@
 //! The manifests for an installation without Helm, rendered from the chart with Helm. The chart itself is written by hand.
 
+mod values;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,7 +46,7 @@ pub struct Rendered {
 /// # Errors
 /// Helm cannot be had, or finds a fault in the chart.
 pub fn render() -> Result<Vec<Rendered>> {
-    let helm = Helm { program: tools::ensure_only(&["helm"])?.program("helm") };
+    let helm = Helm::ensure()?;
     let folder = crate::cargo::workspace().join("manifests");
     let chart = install::chart().display().to_string();
     let values = folder.join("values.yaml").display().to_string();
@@ -61,6 +63,14 @@ pub fn render() -> Result<Vec<Rendered>> {
     let file = folder.join("install.yaml");
     files.push(Rendered { file, text: tidy(&install, NAMESPACE_MANIFEST) });
     Ok(files)
+}
+
+/// Demands that the chart refuses values that are wrong, and says where; returns how many were tried.
+///
+/// # Errors
+/// Helm cannot be had, or the first values that were taken.
+pub fn check_values() -> Result<usize> {
+    values::check(&Helm::ensure()?, &install::chart().display().to_string())
 }
 
 /// Writes what is not as rendered, and returns those files.
@@ -102,13 +112,22 @@ struct Helm {
 }
 
 impl Helm {
+    fn ensure() -> Result<Self> {
+        Ok(Self { program: tools::ensure_only(&["helm"])?.program("helm") })
+    }
+
     fn run(&self, arguments: &[&str]) -> Result<String> {
+        self.run_with(arguments, "")
+    }
+
+    fn run_with(&self, arguments: &[&str], stdin: &str) -> Result<String> {
         let mut command = Command::new(&self.program);
         command.args(arguments);
         let line = format!("`helm {}`", arguments.join(" "));
-        let output = run_within::run(own_helm(&mut command), b"", TIMEOUT, |command| {
-            command.spawn().context("starting helm")
-        });
+        let output =
+            run_within::run(own_helm(&mut command), stdin.as_bytes(), TIMEOUT, |command| {
+                command.spawn().context("starting helm")
+            });
         succeeded(&line, &output?)
     }
 }

@@ -2,6 +2,7 @@
 
 mod copies;
 mod kubernetes;
+mod lvm_settings;
 mod pods;
 mod samples;
 mod spent;

@@ -70,6 +70,8 @@ pub(super) fn measure(figures: &mut Map<String, Value>) -> Result<()> {
     }
     let copies = super::copies::measure(&mut bench)?;
     figures.insert("copy".to_owned(), copies);
+    let settings = super::lvm_settings::measure(&bench.machine)?;
+    figures.insert("lvm_settings_to_defaults".to_owned(), settings);
     let mut processes = Map::new();
     let mut latency = Map::new();
     for (name, cost) in &bench.costs {
