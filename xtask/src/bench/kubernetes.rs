@@ -18,7 +18,7 @@ const NAME: &str = "bench";
 const CLASS: &str = "bench";
 /// Claims one by one, and claims at once.
 const ONE_BY_ONE: usize = 10;
-const AT_ONCE: usize = 30;
+const AT_ONCE: usize = 100;
 /// As many of the claims get a pod.
 const PODS: usize = 5;
 /// For all that is waited for at once.
@@ -39,7 +39,7 @@ fn on(cluster: &Cluster, figures: &mut Map<String, Value>) -> Result<()> {
     let mut values = install::values();
     // As it is delivered.
     install::merge(&mut values, &json!({ "log": { "level": "info" } }));
-    values["backends"][0]["thinPool"]["overprovision"] = json!("10.0");
+    values["backends"][0]["thinPool"]["overprovision"] = json!("50.0");
     install::install_image(cluster, &image, &values)?;
     cluster.apply(&class().to_string())?;
     let node = cluster.lab().node("node1")?;
