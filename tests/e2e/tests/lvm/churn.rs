@@ -34,7 +34,7 @@ struct Fullness {
     free_extents: u64,
     /// Of the pool's metadata, in use.
     blocks: u64,
-    /// All that is where the driver, LVM and cryptsetup may write.
+    /// All that is where the driver, LVM and cryptsetup may write. The host's own caches are seen in a VM, and grow.
     files: BTreeSet<String>,
 }
 
@@ -72,7 +72,7 @@ impl Fullness {
                 "dmsetup status --target thin-pool | sed 's/.*: //' | awk '{ split($5, a, \"/\"); print a[1] }'",
             )?,
             files: machine
-                .sh("find /run /etc /var -xdev -path /run/udev -prune -o -type f -print")?
+                .sh("find /run /etc /var/lib /var/tmp -xdev -path /run/udev -prune -o -type f -print")?
                 .lines()
                 .map(str::to_owned)
                 .collect(),
