@@ -13,6 +13,7 @@ use crate::host::runner::{Completed, Exit, RunError};
 use crate::lvm::change::{Change, Target};
 use crate::lvm::command;
 use crate::lvm::report::errors_in_log;
+use crate::names::VgName;
 
 /// A change that LVM has not ended after this is told as a trouble. Most take a second; to zero the
 /// metadata of a large pool takes tens.
@@ -59,11 +60,7 @@ impl<H: Host> Turn<'_, H> {
         Err(match done.exit {
             // Whoever killed it may let it live the next time.
             Exit::Signal(_) => Error::unavailable(said),
-            Exit::Code(_) if has_no_room_for_metadata(&said) => Error::no_space(format!(
-                "the metadata area of volume group {} is full, so it takes nothing new, however much room it has: delete volumes or snapshots, or give it a larger area (docs/operations.md): {said}",
-                state.name
-            )),
-            Exit::Code(_) => Error::host(said),
+            Exit::Code(_) => refusal(&state.name, said),
         })
     }
 
@@ -109,10 +106,23 @@ impl Drop for Hanging<'_> {
     }
 }
 
-/// Whether LVM could not write what the VG would hold, because no area has room for so long a text. It looks before it writes anything
-/// (lvm2's `lib/format_text/format-text.c`, `_vg_write_raw`), and speaks no other language than this here.
-fn has_no_room_for_metadata(said: &str) -> bool {
-    said.contains("exceeds maximum metadata size") || said.contains("too large for circular buffer")
+/// What LVM's own words mean for whoever asked for a change that it did not make. It speaks no other language than this here.
+fn refusal(vg: &VgName, said: String) -> Error {
+    // LVM looks before it writes anything (lvm2's `lib/format_text/format-text.c`, `_vg_write_raw`).
+    if said.contains("exceeds maximum metadata size")
+        || said.contains("too large for circular buffer")
+    {
+        return Error::no_space(format!(
+            "the metadata area of volume group {vg} is full, so it takes nothing new, however much room it has: delete volumes or snapshots, or give it a larger area (docs/operations.md): {said}"
+        ));
+    }
+    // thin_check is given a name, and udev may still take away the one that this device had before it was activated anew.
+    if said.contains("Check of pool ") {
+        return Error::unavailable(format!(
+            "the metadata of a thin pool of volume group {vg} could not be checked before it is activated; it is tried again, and when that does not help, the pool is damaged and has to be repaired (docs/operations.md): {said}"
+        ));
+    }
+    Error::host(said)
 }
 
 pub(super) fn failure(label: &str, done: &Completed) -> String {
@@ -130,4 +140,20 @@ pub(super) fn lost(label: &str, error: RunError) -> Error {
         RunError::Timeout(..) | RunError::Lost(..) => ErrorKind::Unavailable,
     };
     Error::new(kind, format!("{label} did not come to an end")).because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lvms_words_decide_what_comes_next() {
+        let vg = VgName::parse("vg0").unwrap();
+        let kind = |said: &str| refusal(&vg, format!("lvm lvcreate vg0/a: {said}")).kind();
+        let large = "VG vg0 33554432 metadata on /dev/sda (1048064 bytes) too large for circular buffer (1048064 bytes).";
+        assert_eq!(kind(large), ErrorKind::NoSpace);
+        let unchecked = "Check of pool vg0/pool0 failed (status:1). Manual repair required!";
+        assert_eq!(kind(unchecked), ErrorKind::Unavailable);
+        assert_eq!(kind("Volume group \"vg0\" has insufficient free space"), ErrorKind::Host);
+    }
 }

@@ -138,7 +138,7 @@ fn filled(name: &str, room: Room) -> Result<()> {
         }
         machine.start(BACKEND)?;
         let csi = machine.driver.csi()?;
-        let v = Vol::create(&csi, THIN_BLOCK, "pvc-1", SIZE * MIB)?;
+        let v = Vol::first(&csi, THIN_BLOCK, "pvc-1", SIZE * MIB)?;
         v.attach()?;
         let written = fill(machine, &v.file(""), SIZE)?;
         let mut clones = Vec::new();

@@ -100,7 +100,7 @@ fn a_pool_made_by_hand_grows_in_its_own_layout_when_asked_to() -> Result<()> {
         let (csi, count) = (machine.driver.csi()?, LvmCount::start(&machine.node)?);
         ensure!(extents(machine, "pool0_tmeta")? == 1, "the metadata is larger already");
         // Eleven extents more than the pool has: LVM makes that twelve, the same on each disk.
-        let v = Vol::create(&csi, THIN, "pvc-1", 85 * 4 * MIB)?;
+        let v = Vol::first(&csi, THIN, "pvc-1", 85 * 4 * MIB)?;
         let (written, lvm) = count.lvm_during(|| {
             v.attach()?;
             let written = fill(machine, &v.file("data"), 250)?;

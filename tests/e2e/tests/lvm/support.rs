@@ -216,6 +216,19 @@ impl Vol {
     }
 
     /// A blank one that is wiped when it is deleted.
+    /// The first one in a pool that was made by hand: udev may be late with the names that it had then.
+    pub(crate) fn first(csi: &Csi, class: Class, name: &str, bytes: u64) -> Result<Self, Status> {
+        let start = Instant::now();
+        loop {
+            match Self::create(csi, class, name, bytes) {
+                Err(status) if driver::is_open(&status) && start.elapsed() < TOLD => {
+                    sleep(Duration::from_millis(500));
+                }
+                done => return done,
+            }
+        }
+    }
+
     pub(crate) fn wiped(
         csi: &Csi,
         class: Class,
