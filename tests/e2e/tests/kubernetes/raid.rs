@@ -63,7 +63,11 @@ pub(crate) fn a_leg_that_fails_is_told_of(cluster: &Cluster) -> Result<()> {
     let leg = format!("{}-{}_rimage_1", RAID_VG.replace('-', "--"), lv.replace('-', "--"));
     node.exec(["dmsetup", "wipe_table", "--noudevsync", &leg]).text()?;
     test.sh("user", "echo more >/mnt/data/more; sync")?;
-    test.event("PersistentVolumeClaim", "data", &["1 of its 2 legs are lost", "cinderblock repair"])?;
+    test.event(
+        "PersistentVolumeClaim",
+        "data",
+        &["1 of its 2 legs are lost", "cinderblock repair"],
+    )?;
     test.sh("user", &check(&[&claim]))?;
     // It is back with its data: who knows that says so.
     let agents = pods(cluster, "node")?;
