@@ -43,28 +43,41 @@ pub(crate) struct Arguments {
     /// Leave out Kubernetes: no claims, no memory of agent and controller
     #[arg(long)]
     standalone: bool,
+    /// Measure nothing but LVM's own commands, with each of the settings that the driver gives them
+    #[arg(long)]
+    lvm_settings: bool,
 }
 
 /// Runs it.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     packages::ensure()?;
     let mut figures = Map::new();
+    if arguments.lvm_settings {
+        figures.insert("lvm_settings_to_defaults".to_owned(), lvm_settings::measure()?);
+        return told(arguments, &Value::Object(figures)).map(|()| ExitCode::SUCCESS);
+    }
     standalone::measure(&mut figures)?;
     if !arguments.standalone {
         kubernetes::measure(&mut figures)?;
     }
     let figures = Value::Object(figures);
-    println!();
-    table("", &figures);
-    if let Some(file) = &arguments.json {
-        let text = serde_json::to_string_pretty(&figures)?;
-        std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))?;
-    }
+    told(arguments, &figures)?;
     let over = over_budget(&figures["lvm_processes"]);
     for line in &over {
         println!("over its budget: {line}");
     }
     Ok(if over.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints the figures, and writes them where they are asked for.
+fn told(arguments: &Arguments, figures: &Value) -> Result<()> {
+    println!();
+    table("", figures);
+    if let Some(file) = &arguments.json {
+        let text = serde_json::to_string_pretty(figures)?;
+        std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
 }
 
 /// Operations that took more LVM processes than they may, or were not counted.

@@ -20,6 +20,11 @@ impl Samples {
         sorted.get(sorted.len() / 2).map_or(0.0, |time| milliseconds(*time))
     }
 
+    /// In milliseconds; 0 of nothing.
+    pub(super) fn shortest(&self) -> f64 {
+        self.0.iter().min().map_or(0.0, |time| milliseconds(*time))
+    }
+
     /// The median and the longest, in milliseconds, and how many there are.
     pub(super) fn told(&self) -> Value {
         let longest = self.0.iter().max().map_or(0.0, |time| milliseconds(*time));
@@ -45,6 +50,7 @@ mod tests {
     #[test]
     fn the_middle_and_the_longest() {
         let samples: Samples = [30, 10, 20].map(Duration::from_millis).into_iter().collect();
+        assert!((samples.shortest() - 10.0).abs() < 0.01);
         assert_eq!(samples.told(), json!({ "median": 20.0, "longest": 30.0, "count": 3 }));
         assert_eq!(json!(milliseconds(Duration::from_micros(1_250))), json!(1.3));
     }

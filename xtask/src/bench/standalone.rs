@@ -50,18 +50,19 @@ pub(super) struct Bench {
     costs: BTreeMap<&'static str, Cost>,
 }
 
-/// Measures, and adds `lvm_processes` and `latency_ms`.
-pub(super) fn measure(figures: &mut Map<String, Value>) -> Result<()> {
+/// A VM with a VG and a thin pool, and a driver that has made them.
+pub(super) fn machine() -> Result<Machine> {
     let program = program(Profile::Release)?;
     let config = backend(BACKEND, VG, 2, POOL);
-    let machine = Machine::boot(
-        Lab::new("bench-standalone")?,
-        Kernel::Debian,
-        &[DISK, DISK],
-        &program,
-        &config,
-    )?;
+    let lab = Lab::new("bench-standalone")?;
+    let machine = Machine::boot(lab, Kernel::Debian, &[DISK, DISK], &program, &config)?;
     machine.start(BACKEND)?;
+    Ok(machine)
+}
+
+/// Measures, and adds `lvm_processes` and `latency_ms`.
+pub(super) fn measure(figures: &mut Map<String, Value>) -> Result<()> {
+    let machine = machine()?;
     let (csi, count) = (machine.driver.csi()?, LvmCount::start(&machine.node)?);
     let mut bench = Bench { machine, csi, count, costs: BTreeMap::new() };
     for round in 0..ROUNDS {
@@ -70,8 +71,6 @@ pub(super) fn measure(figures: &mut Map<String, Value>) -> Result<()> {
     }
     let copies = super::copies::measure(&mut bench)?;
     figures.insert("copy".to_owned(), copies);
-    let settings = super::lvm_settings::measure(&bench.machine)?;
-    figures.insert("lvm_settings_to_defaults".to_owned(), settings);
     let mut processes = Map::new();
     let mut latency = Map::new();
     for (name, cost) in &bench.costs {
