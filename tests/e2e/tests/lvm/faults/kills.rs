@@ -10,8 +10,8 @@ use cinderblock_lab::long::{self, Random, figure};
 use tonic::Status;
 
 use crate::support::{
-    BACKEND, GIB, MASTER, MIB, THICK_BLOCK, VG, Vol, encrypted, expect_nothing_left, filesystem,
-    fill, started, sum,
+    BACKEND, GIB, MASTER, MIB, THICK_BLOCK, THIN_BLOCK, VG, Vol, encrypted, expect_nothing_left,
+    filesystem, fill, started, sum,
 };
 
 /// What the Secret of encrypted volumes says while their master key changes.
@@ -22,6 +22,8 @@ const CHANGED: [(&str, &str); 2] = [
 /// A pool that has to grow, and that has room enough while nobody is there to see to it.
 const POOL: &str =
     "reserve: 0%\nthinPool: { size: 10%, overprovision: 20, autogrow: { at: 10%, by: 64Mi } }";
+/// What lies still in it meanwhile, and is enough for it to grow.
+const AT_REST_MIB: u64 = 100;
 /// So many kinds of volumes live at the same time in a short run.
 const KINDS: usize = 5;
 
@@ -170,6 +172,9 @@ fn a_driver_that_is_killed_at_random_keeps_every_promise() -> Result<()> {
         machine.driver.watchdog()?;
         let kinds = kinds(&mut random);
         let pool = pool_mib(machine)?;
+        let rest = Vol::create(&machine.driver.csi()?, THIN_BLOCK, "pvc-rest", AT_REST_MIB * MIB)?;
+        rest.attach()?;
+        let written = fill(machine, &rest.file(""), AT_REST_MIB)?;
         let (done, end) = (AtomicBool::new(false), long::end(TIME));
         let (cuts, counts) = thread::scope(|scope| {
             let cutter = scope.spawn(|| cut(machine, (&done, end), &mut random));
@@ -189,6 +194,9 @@ fn a_driver_that_is_killed_at_random_keeps_every_promise() -> Result<()> {
         ensure!(counts.iter().all(|count| *count > 0), "no life came to its end");
         ensure!(cuts >= CUTS, "too few cuts to prove anything");
         ensure!(grown > pool, "the pool did not grow");
+        ensure!(sum(machine, &rest.file(""), AT_REST_MIB)? == written, "other data at rest");
+        insist("unpublish", || rest.detach())?;
+        insist("delete", || rest.delete())?;
         let csi = machine.driver.csi()?;
         let (volumes, snapshots) = (csi.volumes()?, csi.snapshots()?);
         ensure!(volumes.is_empty() && snapshots.is_empty(), "{volumes:?} {snapshots:?}");
