@@ -79,11 +79,25 @@ fn grown_while_written_to(machine: &Machine, csi: &Csi, v: &Vol) -> Result<()> {
 }
 
 fn several_pods(machine: &Machine, v: &Vol) -> Result<()> {
-    let (second, reader) = (PathBuf::from("/run/v/second/pod"), PathBuf::from("/run/v/reader/pod"));
+    let (second, reader) =
+        (PathBuf::from("/run/v/second/pod"), PathBuf::from("/run/readers/mount"));
+    // As the kubelet's folder is: the agent mounts, and the node sees it, in a mount namespace of its own.
+    let elsewhere = machine.sh(
+        "mkdir -p /run/readers; mount --bind /run/readers /run/readers; mount --make-shared /run/readers
+         unshare --mount --propagation slave sleep 3600 </dev/null >/dev/null 2>&1 & other=$!
+         until [ \"$(readlink /proc/$other/ns/mnt)\" != \"$(readlink /proc/self/ns/mnt)\" ]; do sleep 0.1; done
+         echo $other",
+    )?;
     for _ in 0..2 {
         v.publish(&second)?;
         v.csi.publish_read_only(&v.id, v.access, &v.staging, &reader)?;
     }
+    let seen = format!("grep ' {} ' /proc/{}/mountinfo", reader.display(), elsewhere.trim());
+    let seen = machine.sh(&seen).context("the mount is not seen elsewhere")?;
+    ensure!(
+        seen.contains(&format!(" {} ro,", reader.display())),
+        "a reader may write elsewhere: {seen}"
+    );
     machine.sh(&format!("echo hello >{}/note; sync", second.display()))?;
     for pod in [&v.pod, &reader] {
         ensure!(machine.sh(&format!("cat {}/note", pod.display()))? == "hello", "not shared");
@@ -97,7 +111,7 @@ fn several_pods(machine: &Machine, v: &Vol) -> Result<()> {
         v.unpublish(pod)?;
         v.unpublish(pod).context("unpublished twice")?;
     }
-    Ok(())
+    machine.sh(&format!("kill {}; umount /run/readers", elsewhere.trim())).map(drop)
 }
 
 fn agrees_with_df(machine: &Machine, csi: &Csi, v: &Vol) -> Result<()> {
