@@ -34,7 +34,7 @@ const SETTINGS: [(&str, &str); 9] = [
     ("devices", "--devices DISKS"),
     ("devices_and_hints", "--config 'devices{hints=\"all\"}' --devices DISKS"),
     (
-        "all_that_the_driver_gives",
+        "all_of_these",
         "--config 'activation{udev_sync=0 udev_rules=0 monitoring=0} backup{backup=0 archive=0} \
          devices{use_devicesfile=0 obtain_device_list_from_udev=0 hints=\"none\"} \
          global{use_lvmpolld=0 notify_dbus=0 event_activation=0}' --devices DISKS",

@@ -61,7 +61,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     packages::ensure()?;
     let only = arguments.only;
     let mut figures = Map::new();
-    if only.is_none_or(|it| it == Part::Standalone) {
+    let with_budgets = only.is_none_or(|it| it == Part::Standalone);
+    if with_budgets {
         standalone::measure(&mut figures)?;
     }
     if only.is_none_or(|it| it == Part::Kubernetes) {
@@ -72,8 +73,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let figures = Value::Object(figures);
     told(arguments, &figures)?;
-    let counted = figures.get("lvm_processes");
-    let over = counted.map(over_budget).unwrap_or_default();
+    let over = if with_budgets { over_budget(&figures["lvm_processes"]) } else { Vec::new() };
     for line in &over {
         println!("over its budget: {line}");
     }

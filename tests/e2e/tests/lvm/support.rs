@@ -215,7 +215,6 @@ impl Vol {
         Ok(Self::known(csi, class, name, &made))
     }
 
-    /// A blank one that is wiped when it is deleted.
     /// The first one in a pool that was made by hand: udev may be late with the names that it had then.
     pub(crate) fn first(csi: &Csi, class: Class, name: &str, bytes: u64) -> Result<Self, Status> {
         let start = Instant::now();
@@ -229,6 +228,7 @@ impl Vol {
         }
     }
 
+    /// A blank one that is wiped when it is deleted.
     pub(crate) fn wiped(
         csi: &Csi,
         class: Class,
