@@ -148,7 +148,9 @@ fn a_snapshot_with_little_room_grows_or_is_told_to_be_lost() -> Result<()> {
             Ok(machine.driver.metric(lost)? == Some(1.0))
         })?;
         ensure!(!csi.snapshots()?[0].ready_to_use, "it is said to be ready");
-        ensure!(machine.driver.log_text().contains("ran full and is lost"), "nobody says so");
+        machine.driver.wait_until(PATIENCE, "saying so in its log", || {
+            Ok(machine.driver.log_text().contains("ran full and is lost"))
+        })?;
         rest_of_it.delete()?;
         for round in ["before a reboot", "after it"] {
             let csi = machine.driver.csi()?;

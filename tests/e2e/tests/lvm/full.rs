@@ -95,10 +95,11 @@ fn refused_and_told(machine: &Machine, csi: &Csi, v: &Vol, beside: &Vol) -> Resu
     for reason in ["ThinPoolFull", "ThinPoolAlmostFull", "ThinPoolCannotGrow"] {
         wait_for_trouble(machine, reason, true)?;
     }
-    let log = machine.driver.log_text();
     for told in ["the thin pool cannot grow", "the thin pool takes no writes"] {
-        let times = log.matches(told).count();
-        ensure!(times == 1, "{told:?} stands {times} times in the log");
+        let times = || machine.driver.log_text().matches(told).count();
+        // A refused call has shown it to the metrics; the log has it with the next look.
+        machine.driver.wait_until(SEEN, "saying so in its log", || Ok(times() > 0))?;
+        ensure!(times() == 1, "{told:?} stands {} times in the log", times());
     }
     Ok(())
 }
