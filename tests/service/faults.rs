@@ -1,19 +1,26 @@
 //! Every use case, cut at every effect in every way.
 
+mod given;
+
 use std::future::Future;
 use std::pin::Pin;
 
-use cinderblock::domain::{AccessType, ContentSource, Provisioning};
-use cinderblock::error::{Error, ErrorKind, Result};
-use cinderblock::lvm::layout::{RaidLevel, ThickLayout};
+use cinderblock::domain::{AccessType, CreateVolume, Provisioning};
+use cinderblock::error::{ErrorKind, Result};
+use cinderblock::lvm::layout::RaidLevel;
 use cinderblock::lvm::tag::{FsType, Usage, Wipe};
-use cinderblock::names::{CsiName, Handle, LvName};
+use cinderblock::names::Handle;
 use cinderblock::sim::{Fault, Mode};
 use cinderblock::units::Bytes;
 
+use given::{
+    EXT4, block, cut_restore, fresh_restore, fs, gone, lost_copy, luks_restore, made, mirrored,
+    published, raid, small, snapshotted, striped, thick_snapshotted, used,
+};
+
 use crate::support::{
     MASTER_KEY, Node, VG, as_thick, cloned, encrypted, master, mounted, restored, secret, thick,
-    thin, volume, wiped,
+    thin, wiped,
 };
 
 /// What has to be there before the call.
@@ -103,29 +110,6 @@ pub(crate) async fn effects((name, prepare, call): Case) -> Vec<String> {
     node.host.effects()
 }
 
-/// A clone that was cut before its source's image was taken, and whose source is gone since.
-async fn lost_copy(node: &Node, request: cinderblock::domain::CreateVolume) -> Vec<Handle> {
-    let source = used(node, request.clone()).await;
-    let name = CsiName::parse("pvc-1").unwrap();
-    let from = Some(ContentSource::Volume(source.clone()));
-    node.host.arm(Some(Fault { at: 1, mode: Mode::Fail }));
-    let clone = cinderblock::domain::CreateVolume { name, source: from, ..request };
-    node.create(clone).await.unwrap_err();
-    node.host.world().rename(VG, &source.lv, &LvName::parse("taken-away").unwrap());
-    vec![Handle { lv: LvName::parse("pvc-1").unwrap(), ..source }]
-}
-
-/// Waits until what nobody asks for has gone by itself.
-async fn gone(node: &Node, handle: &Handle) -> Result<()> {
-    for _ in 0..30 {
-        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-        if !node.host.world().vg(VG).unwrap().lvs.contains_key(&handle.lv) {
-            return node.wait_wiped().await;
-        }
-    }
-    Err(Error::unavailable("it is still there"))
-}
-
 macro_rules! cases {
     ($($name:ident: |$node:ident| $prepare:expr, |$n:ident, $handles:ident| $call:expr;)*) => {
         /// All of them.
@@ -144,116 +128,6 @@ macro_rules! cases {
             }
         )*
     };
-}
-
-fn block(name: &str, provisioning: Provisioning) -> cinderblock::domain::CreateVolume {
-    volume(name, provisioning, Usage::Block, 1)
-}
-
-fn fs(name: &str, provisioning: Provisioning, fs: FsType) -> cinderblock::domain::CreateVolume {
-    volume(name, provisioning, Usage::Filesystem(fs), 1)
-}
-
-const EXT4: Usage = Usage::Filesystem(FsType::Ext4);
-
-/// A raid1 volume on both disks.
-fn mirrored(name: &str, usage: Usage) -> cinderblock::domain::CreateVolume {
-    let layout = ThickLayout::Raid { level: RaidLevel::Raid1, legs: 2, stripe_size: Bytes::ZERO };
-    laid_out(volume(name, Provisioning::Thick, usage, 1), layout)
-}
-
-fn laid_out(
-    mut request: cinderblock::domain::CreateVolume,
-    layout: ThickLayout,
-) -> cinderblock::domain::CreateVolume {
-    request.class.layout = layout;
-    request
-}
-
-/// A volume of two stripes.
-fn striped(name: &str) -> cinderblock::domain::CreateVolume {
-    laid_out(thick(name), ThickLayout::Striped { stripes: 2, stripe_size: Bytes::kib(64) })
-}
-
-/// A RAID volume of two legs with data, and those that it needs beside them.
-fn raid(name: &str, level: RaidLevel) -> cinderblock::domain::CreateVolume {
-    let (legs, stripe_size) = (level.legs(2), Bytes::kib(64));
-    laid_out(thick(name), ThickLayout::Raid { level, legs, stripe_size })
-}
-
-async fn made(node: &Node, request: cinderblock::domain::CreateVolume) -> Handle {
-    node.create(request).await.unwrap().handle
-}
-
-/// A snapshot of a volume with data, the volume still mounted.
-async fn snapshotted(node: &Node, fs: FsType) -> Vec<Handle> {
-    let source = made(node, self::fs("pvc-0", Provisioning::Thin, fs)).await;
-    node.write(&source, mounted(fs), "before").await;
-    node.stage(&source, mounted(fs)).await.unwrap();
-    let snapshot = node.snapshot("snapshot-0", &source).await.unwrap().handle;
-    vec![source, snapshot]
-}
-
-/// A volume with data.
-async fn used(node: &Node, request: cinderblock::domain::CreateVolume) -> Handle {
-    let handle = made(node, request).await;
-    node.write(&handle, mounted(FsType::Ext4), "data").await;
-    handle
-}
-
-/// The same request for a volume that is copied in three pieces.
-fn small(mut request: cinderblock::domain::CreateVolume) -> cinderblock::domain::CreateVolume {
-    request.range.required = Some(Bytes::mib(192));
-    request
-}
-
-/// The same of a thick one that is cleared when it is deleted.
-async fn thick_snapshotted(node: &Node, wipe: Option<Wipe>) -> Vec<Handle> {
-    let mut request = small(thick("pvc-0"));
-    request.class.wipe = wipe;
-    let source = used(node, request).await;
-    let snapshot = node.snapshot("snapshot-0", &source).await.unwrap().handle;
-    vec![source, snapshot]
-}
-
-/// A restored volume of that filesystem, not staged yet.
-async fn fresh_restore(node: &Node, fs: FsType) -> Vec<Handle> {
-    let handles = snapshotted(node, fs).await;
-    let mut request = restored("pvc-1", &handles[1], 2);
-    request.usage = Usage::Filesystem(fs);
-    vec![made(node, request).await]
-}
-
-/// A restored XFS whose own UUID was written by half.
-async fn cut_restore(node: &Node) -> Vec<Handle> {
-    let handles = fresh_restore(node, FsType::Xfs).await;
-    let content = node.host.world().content(VG, "pvc-1").cloned().unwrap();
-    let cut = cinderblock::sim::Content { log_cut: true, ..content };
-    node.host.world().set_content(VG, "pvc-1", cut);
-    handles
-}
-
-/// A restored encrypted volume, larger than its source, not staged yet.
-async fn luks_restore(node: &Node, fs: FsType) -> Vec<Handle> {
-    let request = encrypted(self::fs("pvc-0", Provisioning::Thin, fs));
-    let source = made(node, request).await;
-    node.write(&source, mounted(fs), "before").await;
-    let snapshot = node.snapshot("snapshot-0", &source).await.unwrap().handle;
-    let mut request = encrypted(restored("pvc-1", &snapshot, 2));
-    request.usage = Usage::Filesystem(fs);
-    vec![made(node, request).await]
-}
-
-/// A volume that is staged and published.
-async fn published(
-    node: &Node,
-    access: AccessType,
-    request: cinderblock::domain::CreateVolume,
-) -> Vec<Handle> {
-    let handle = made(node, request).await;
-    node.stage(&handle, access.clone()).await.unwrap();
-    node.publish(&handle, access, "/pods/a").await.unwrap();
-    vec![handle]
 }
 
 cases! {
@@ -305,7 +179,7 @@ cases! {
         vec![source, snapshot]
     }, |node, h| {
             let request = restored("pvc-1", &h[1], 2);
-            let request = cinderblock::domain::CreateVolume { usage: Usage::Block, ..request };
+            let request = CreateVolume { usage: Usage::Block, ..request };
             node.create(as_thick(request)).await.map(drop)
         };
     restore_thick_to_thin: |node| thick_snapshotted(node, None).await,

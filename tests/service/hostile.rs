@@ -11,7 +11,7 @@ use cinderblock_proto::agent::v1 as pb;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::link::{Dialling, Door};
+use crate::door::{Dialling, Door};
 use crate::peers::{FakeNode, dial, greet, hello};
 use crate::support::{is_quick, thin};
 

@@ -25,6 +25,7 @@
 mod behaviour;
 mod copies;
 mod cut_raid;
+mod door;
 mod encryption;
 mod every_trouble;
 mod fake_api;
@@ -50,3 +51,4 @@ mod troubles;
 mod use_cases;
 mod versions;
 mod wiping;
+mod wire;

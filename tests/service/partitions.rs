@@ -13,8 +13,9 @@ use cinderblock::names::{CsiName, Handle, NodeName};
 use cinderblock::units::Bytes;
 use futures_util::future::join_all;
 
-use crate::link::{Dialling, Door, Wire, wire};
+use crate::door::{Dialling, Door};
 use crate::support::{CONFIG, Node, restored, thin};
+use crate::wire::{Wire, wire};
 
 /// Repeats a call as the sidecars do: until it is answered for good.
 async fn insist<T>(repeated: &AtomicUsize, mut call: impl AsyncFnMut() -> Result<T>) -> T {

@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status};
 
-use crate::link::{Door, trust};
+use crate::door::{Door, trust};
 
 type Events = Pin<Box<dyn Stream<Item = Result<pb::InventoryEvent, Status>> + Send>>;
 

@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::door::Door;
 use crate::fake_api::{Asked, api, page};
-use crate::link::Door;
 use crate::peers::FakeNode;
 use crate::scale::{FakeAgent, NODES, Phase, VOLUMES_PER_NODE, figure, memory};
 use crate::support::CONFIG;

@@ -33,9 +33,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 
+use crate::door::{Dialling, Door};
 use crate::fake_api::{api, not_found};
 use crate::hostile::from;
-use crate::link::{Dialling, Door};
 use crate::peers::controller_of;
 use crate::support::{CONFIG, Node, is_quick};
 

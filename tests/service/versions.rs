@@ -11,7 +11,7 @@ use cinderblock_proto::agent::v1 as pb;
 use prost::Message;
 use tokio::net::TcpListener;
 
-use crate::link::{Dialling, Door};
+use crate::door::{Dialling, Door};
 use crate::peers::{FakeNode, controller_of, greet};
 use crate::support::{encrypted, thick, thin, wiped};
 
