@@ -33,6 +33,9 @@ const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
 const FILL_STEP_BP: u64 = 10;
 /// A growth that LVM refused is tried again after this.
 const GROW_AGAIN: Duration = Duration::from_mins(1);
+/// A growth whose end is not known is tried again with the next look, until so many in a row ended so: then it counts
+/// as refused, and is told.
+const CUTS_IN_A_ROW: u32 = 3;
 /// A block of a pool's metadata, fixed in the kernel.
 const METADATA_BLOCK: u64 = 4096;
 
@@ -55,6 +58,8 @@ struct Seen {
     stuck: Option<String>,
     /// When LVM refused to make it larger.
     refused: Option<Instant>,
+    /// How many growths in a row ended without that anybody knows how.
+    cuts: u32,
     /// What the log says of it.
     told: Condition,
     /// Why it could not be looked at.
@@ -148,7 +153,7 @@ impl<H: Host> Agent<H> {
         let begin = self.0.setup.pools.change(&state, pool, |seen| {
             let soon = seen.refused.is_some_and(|at| at.elapsed() < GROW_AGAIN);
             match plan {
-                Ok(Plan::Done) => (seen.stuck, seen.refused) = (None, None),
+                Ok(Plan::Done) => (seen.stuck, seen.refused, seen.cuts) = (None, None, 0),
                 Err(error) => seen.stuck = Some(error.chain()),
                 Ok(_) if seen.growing || soon || self.0.stop.is_cancelled() => {}
                 Ok(_) => {
@@ -174,22 +179,24 @@ impl<H: Host> Agent<H> {
             })
             .await;
         let size = |state: &VgState| state.lvs.get(pool).map_or(Bytes::ZERO, |lv| lv.size);
-        let failed = match grown {
+        let (failed, cut) = match grown {
             Ok(after) => {
                 tracing::info!(vg = %after.name, %pool, from = %size(&before), to = %size(&after), "the thin pool has grown");
-                None
+                (None, false)
             }
-            // It was killed, or its outcome is not known: the next look begins again.
-            Err(error) if error.kind() == ErrorKind::Unavailable => {
-                tracing::warn!(vg = %before.name, %pool, error = error.chain(), "growing the thin pool was cut; it is tried again");
-                None
+            Err(error) => {
+                let (why, cut) = (error.chain(), error.kind() == ErrorKind::Unavailable);
+                if cut {
+                    tracing::warn!(vg = %before.name, %pool, error = why, "growing the thin pool was cut; it is tried again");
+                }
+                (Some(why), cut)
             }
-            Err(error) => Some(error.chain()),
         };
         self.0.setup.pools.change(&before, pool, |seen| {
             seen.growing = false;
-            seen.refused = failed.is_some().then(Instant::now);
-            seen.stuck = failed;
+            seen.cuts = if cut { seen.cuts.saturating_add(1) } else { 0 };
+            seen.stuck = failed.filter(|_| !cut || seen.cuts >= CUTS_IN_A_ROW);
+            seen.refused = seen.stuck.is_some().then(Instant::now);
         });
         self.publish_again();
     }

@@ -4,14 +4,16 @@
 use std::time::Duration;
 
 use cinderblock::domain::{
-    BackendState, CowSize, CreateSnapshot, CreateVolume, PoolCapacity, Provisioning, VolumeAgent,
+    BackendState, CowSize, CreateSnapshot, CreateVolume, PoolCapacity, Provisioning, Reason,
+    Subject, VolumeAgent,
 };
 use cinderblock::error::ErrorKind;
 use cinderblock::lvm::tag::{FsType, Tags, Usage};
 use cinderblock::metrics::Metrics;
-use cinderblock::names::{CsiName, LvName};
+use cinderblock::names::{BackendName, CsiName, LvName};
 use cinderblock::sim::{Fault, Mode, SimHost, World};
 use cinderblock::units::Bytes;
+use tokio::time::Instant;
 
 use crate::pool_parts::RAID1 as RAID_POOL;
 use crate::support::{CONFIG, Node, VG, thick, thin, volume};
@@ -160,6 +162,48 @@ async fn a_growth_can_be_cut_anywhere() {
             assert_eq!(node.end().await.world().summary(), wanted, "{what:?}, {mode:?}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn growths_that_are_cut_one_after_the_other_are_told_and_come_less_often() {
+    let node = promised().await;
+    let told = || {
+        let about = Subject::Backend(BackendName::parse("fast").unwrap());
+        let key = (about, Reason::ThinPoolCannotGrow);
+        let sentence = node.agent.inventory().borrow().troubles.get(&key).cloned();
+        assert_eq!(sentence.is_some(), pool(&node).stuck);
+        sentence
+    };
+    let use_metadata = |percent| {
+        let pool = LvName::parse(POOL).unwrap();
+        let metadata = node.host.world().vg(VG).unwrap().lvs[&pool].parts[1].size;
+        node.host.world().pool(VG, POOL).metadata_used = metadata.percent_floor(percent);
+    };
+    let (begun, mut tries) = (Instant::now(), Vec::new());
+    while tries.len() < 6 {
+        node.host.arm(Some(Fault { at: 0, mode: Mode::Cut }));
+        // More than one growth brings, so that it is not enough when it is looked at after the cut.
+        use_metadata(140);
+        while node.host.effects().is_empty() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert!(begun.elapsed() < Duration::from_mins(10), "{tries:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        tries.push((begun.elapsed(), told()));
+    }
+    let gaps = tries.windows(2).map(|two| (two[1].0 - two[0].0).as_secs()).collect::<Vec<_>>();
+    assert!(gaps[..2].iter().all(|gap| *gap < 5), "the first are tried again at once: {gaps:?}");
+    assert!(gaps[2..].iter().all(|gap| *gap >= 60), "later ones are not: {gaps:?}");
+    let told_from_the_third_on = [false, false, true, true, true, true];
+    assert!(tries.iter().map(|it| it.1.is_some()).eq(told_from_the_third_on), "{tries:?}");
+    let sentence = &tries[5].1.as_ref().unwrap().sentence;
+    assert!(sentence.contains("lvextend vg0/pool0: killed by signal 9"), "{sentence}");
+    // One that is not cut is the end of it.
+    node.host.arm(None);
+    use_metadata(90);
+    tokio::time::sleep(LONG).await;
+    assert_eq!(told(), None);
+    assert!(pool(&node).metadata_used_bp < 7_000, "{:?}", pool(&node));
 }
 
 #[tokio::test(start_paused = true)]
