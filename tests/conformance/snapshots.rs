@@ -1,5 +1,7 @@
 //! Snapshots, restores and clones.
 
+use std::time::Duration;
+
 use cinderblock_proto::csi::v1 as pb;
 use tonic::Code;
 
@@ -113,7 +115,15 @@ async fn copies_between_thin_and_thick() {
         {
             let mut request = d.request(name, &to, GIB);
             request.volume_content_source = Some(from.clone());
-            let made = d.create(request.clone()).await.unwrap();
+            // A copy that takes long goes on by itself, as on a slow disk.
+            let made = loop {
+                match d.create(request.clone()).await {
+                    Err(it) if [Code::Unavailable, Code::Aborted].contains(&it.code()) => {
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                    made => break made.unwrap(),
+                }
+            };
             assert_eq!(made.content_source, Some(from));
             assert_eq!(d.create(request).await.unwrap(), made);
             copies.push(made.volume_id);

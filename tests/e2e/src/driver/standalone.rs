@@ -22,8 +22,8 @@ const HTTP_PORT: u16 = 9808;
 /// On the node's address: the way from the host to the socket.
 const CSI_PORT: u16 = 9809;
 
-/// The first report of LVM on a loaded host takes seconds.
-const READY_TIMEOUT: Duration = Duration::from_mins(1);
+/// The first report of LVM on a loaded host takes seconds, and what has to be made for backends is waited for a minute.
+const READY_TIMEOUT: Duration = Duration::from_mins(3);
 /// A driver that is told to end lets calls come to their end.
 const STOP_TIMEOUT: Duration = Duration::from_mins(1);
 /// A thread that reads or writes a disk dies when that is done, and a loaded host lets it wait.

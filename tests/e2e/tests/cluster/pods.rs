@@ -40,8 +40,12 @@ pub(crate) fn pods(cluster: &Cluster) -> Result<()> {
         let address = format!("http://{from}/name");
         test.exec(pod, &["timeout", "5", "wget", "-q", "-O", "-", &address])
     };
-    assert_eq!(fetch("one", &format!("{}:8080", addresses[1]))?, "two");
-    assert_eq!(fetch("two", &format!("{}:8080", addresses[0]))?, "one");
+    for (from, to, wanted) in [("one", &addresses[1], "two"), ("two", &addresses[0], "one")] {
+        // It is said to be ready when it has begun, which is before it listens.
+        cluster.eventually(&format!("{wanted} from {from}"), SOON, || {
+            Ok((fetch(from, &format!("{to}:8080"))? == wanted).then_some(()))
+        })?;
+    }
     // Through the Service, by address and by name, until both have answered.
     let service = test.get_json(&["service", "web"])?;
     let address = service["spec"]["clusterIP"].as_str().context("no address")?.to_owned();

@@ -132,7 +132,7 @@ fn under_load(test: &Test<'_>, what: &str, act: impl FnOnce() -> Result<()>) -> 
 /// All controllers and agents are replaced, twice: to the other version that is told, or else to other settings, and
 /// back.
 pub(crate) fn rolling_upgrade(cluster: &Cluster) -> Result<()> {
-    let test = Test::new(cluster, "upgrade")?;
+    let test = Test::new(cluster, "upgrade")?.patient(2 * SOON);
     let other = Other::told()?;
     let what = other.as_ref().map_or_else(
         || "rolling upgrade".to_owned(),

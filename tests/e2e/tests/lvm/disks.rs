@@ -90,7 +90,7 @@ fn a_disk_that_is_not_blank_is_refused_with_the_reason_and_untouched() -> Result
             "backends:\n  - {{ name: {BACKEND}, volumeGroup: {VG}, create: true, devices: [{devices}] }}\n"
         ))?;
         machine.driver.start()?;
-        machine.driver.wait_for_backend(BACKEND, Duration::from_mins(1))?;
+        machine.driver.wait_for_backend(BACKEND, Duration::from_mins(3))?;
         let v = Vol::create(&csi, THICK, "pvc-1", 16 * MIB)?;
         v.attach()?;
         v.detach()?;

@@ -110,7 +110,7 @@ until grep -q '^State:.T' /proc/$pid/status; do :; done
 written; before=$sectors
 while written && [ $sectors = $before ] && kill -CONT $pid; do kill -STOP $pid; done
 kill -STOP $pid
-sleep 0.2
+while grep -q '^State:.[RS]' /proc/$pid/status; do sleep 0.1; done
 if grep -q '^State:.[TD]' /proc/$pid/status; then written; echo $((sectors-before)); else echo it ended; fi >/run/caught-{fs}
 sleep 3600
 TRAP

@@ -113,7 +113,7 @@ fn grows(machine: &Machine, v: &Vol) -> Result<()> {
     machine.sh(&format!("dd if=/dev/urandom of={} bs=1M count={at} conv=fsync", v.file("more")))?;
     let start = Instant::now();
     while size(machine, "pool0")? == before {
-        ensure!(start.elapsed() < Duration::from_secs(30), "the pool does not grow");
+        ensure!(start.elapsed() < Duration::from_mins(2), "the pool does not grow");
         sleep(Duration::from_secs(1));
     }
     legs_are_apart(machine)
@@ -222,7 +222,7 @@ fn is_made_though_cut(machine: &Machine, cuts: &[(&str, u64)]) -> Result<()> {
         v.detach()?;
         v.delete()?;
     }
-    ensure!(halves * 2 >= cuts.len(), "only {halves} cuts of {} came in time", cuts.len());
+    ensure!(halves * 3 >= cuts.len(), "only {halves} cuts of {} came in time", cuts.len());
     Ok(())
 }
 

@@ -275,8 +275,18 @@ impl Vol {
         format!("/dev/mapper/{VG}-{}", self.lv().replace('-', "--"))
     }
 
+    /// Repeated while udev is late with a name that another device bore before.
     pub(crate) fn stage(&self) -> Result<(), Status> {
-        self.csi.stage(&self.id, self.access, &self.staging)
+        let start = Instant::now();
+        loop {
+            match self.csi.stage(&self.id, self.access, &self.staging) {
+                Err(status) if has_late_name(&status) && start.elapsed() < TOLD => {
+                    println!("{}: {}", self.lv(), status.message());
+                    sleep(Duration::from_millis(300));
+                }
+                done => return done,
+            }
+        }
     }
 
     pub(crate) fn unstage(&self) -> Result<(), Status> {
@@ -314,6 +324,25 @@ impl Vol {
     }
 }
 
+fn has_late_name(status: &Status) -> bool {
+    let late = ["no node for a moment", "found no device node"];
+    status.code() == Code::Unavailable && late.iter().any(|it| status.message().contains(it))
+}
+
+/// A call that was cut, as often as a CO would repeat it.
+pub(crate) fn repeated<T>(call: impl Fn() -> Result<T, Status>) -> Result<T, Status> {
+    let start = Instant::now();
+    loop {
+        match call() {
+            Err(status) if driver::is_open(&status) && start.elapsed() < TOLD => {
+                println!("repeated: {:?}: {}", status.code(), status.message());
+                sleep(Duration::from_millis(300));
+            }
+            done => return done,
+        }
+    }
+}
+
 /// A volume from a source, as soon as it is complete.
 pub(crate) fn copied(
     csi: &Csi,
@@ -325,7 +354,7 @@ pub(crate) fn copied(
     let start = Instant::now();
     loop {
         match Vol::from(csi, class, name, bytes, from) {
-            Err(status) if status.code() == Code::Unavailable && start.elapsed() < COPIED => {
+            Err(status) if driver::is_open(&status) && start.elapsed() < COPIED => {
                 sleep(Duration::from_millis(300));
             }
             made => return made.with_context(|| name.to_owned()),
@@ -389,7 +418,7 @@ pub(crate) fn health_is(
         if good(&health) {
             return Ok(());
         }
-        ensure!(start.elapsed() < Duration::from_mins(1), "their health is said to be {health:?}");
+        ensure!(start.elapsed() < Duration::from_mins(3), "their health is said to be {health:?}");
         sleep(Duration::from_secs(1));
     }
 }

@@ -11,7 +11,7 @@ use tonic::Status;
 use super::broken_lvm::{spoil, wrap};
 use crate::support::{
     BACKEND, GIB, MIB, THICK, THIN, VG, Vol, expect_nothing_left, filesystem, fill, pooled,
-    power_cut, started_on_debian, sum,
+    power_cut, repeated, started_on_debian, sum,
 };
 
 /// Points that a short run cuts a command at, if it cuts that at all: the first one, and one of two others.
@@ -109,7 +109,7 @@ impl Cutter<'_> {
         self.all_go_on()?;
         let done = match first {
             Ok(done) => done,
-            Err(_) => call(&there).context("repeated")?,
+            Err(_) => repeated(|| call(&there)).context("repeated")?,
         };
         self.all_go_on().context("after the repeated call")?;
         after(there, done).context("taking it away")

@@ -141,6 +141,10 @@ fn a_disk_that_comes_and_goes_loses_nothing_that_was_acknowledged() -> Result<()
                 machine.node.exec(words).spawn(&machine.driver.log().with_extension(name))?;
             used.push((v, noted, writer));
         }
+        for (v, noted, _) in &used {
+            let what = format!("writing to {}", v.lv());
+            machine.driver.wait_until(WELL, &what, || Ok(count(machine, noted)? > 5))?;
+        }
         shaky::all(machine, FLAKY)?;
         let mut lives = [
             Life::new(THICK, "pvc-one"),
@@ -164,6 +168,8 @@ fn a_disk_that_comes_and_goes_loses_nothing_that_was_acknowledged() -> Result<()
             ensure!(acknowledged > 5, "{}: only {acknowledged} records", v.lv());
         }
         shaky::all(machine, How::Good)?;
+        // What waits for a disk dies when it has an answer.
+        machine.sh("while pgrep -x dd >/dev/null; do sleep 0.2; done")?;
         for (v, _, _) in &used {
             v.detach()?;
         }

@@ -20,7 +20,7 @@ fn held(machine: &Machine, v: &Vol) -> Result<()> {
     machine.sh(&format!("dmsetup suspend --noflush {VG}-pool0-tpool"))?;
     let hasty = Vol { csi: v.csi.clone().with_timeout(HASTE), ..v.clone() };
     ensure!(spawn(move || hasty.stage()).join().is_ok_and(|staged| staged.is_err()), "staged");
-    let waits = "for it in /proc/$(pgrep -o cinderblock)/task/*/stat; do cut -d ' ' -f 3 $it; done";
+    let waits = "for it in /proc/$(pgrep -o cinderblock)/task/*/stat; do cut -d ' ' -f 3 $it 2>/dev/null || :; done";
     for _ in 0..50 {
         if machine.sh(waits)?.contains('D') {
             return Ok(());
