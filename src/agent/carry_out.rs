@@ -39,7 +39,10 @@ impl<H: Host> Agent<H> {
             let state = turn.refresh().await.map_err(|e| in_doubt(e, progress))?;
             let rules = self.rules(&state).await.map_err(|e| in_doubt(e, progress))?;
             let steps = match plan(&state, &rules).map_err(|e| in_doubt(e, progress))? {
-                Plan::Done | Plan::Copy(_) => return Ok(state),
+                Plan::Done | Plan::Copy(_) => {
+                    turn.flush(&state).await?;
+                    return Ok(state);
+                }
                 Plan::Steps(steps) => steps,
                 Plan::Rest(steps) => {
                     progress = true;
@@ -95,7 +98,10 @@ impl<H: Host> Agent<H> {
         let rules = self.rules(&state).await?;
         match plan(&state, &rules)? {
             // It happened all the same.
-            Plan::Done | Plan::Copy(_) => Ok(state),
+            Plan::Done | Plan::Copy(_) => {
+                turn.flush(&state).await?;
+                Ok(state)
+            }
             Plan::Steps(left) if left == *steps => {
                 if let (Change::Remove { lv, .. }, ErrorKind::Host) = (step, error.kind()) {
                     self.must_be_idle(&state, lv).await?;
@@ -160,7 +166,7 @@ impl<H: Host> Agent<H> {
         let state = turn.refresh().await?;
         let found = own_lv(&state, lv)?;
         if found.tags.pending != Some(pending) {
-            return Ok(());
+            return turn.flush(&state).await;
         }
         let (lv, uuid) = (found.name.clone(), found.uuid.clone());
         let del = vec![pending.tag().to_owned()];
@@ -168,7 +174,7 @@ impl<H: Host> Agent<H> {
         // Whatever LVM said: only the metadata proves it.
         let state = turn.refresh().await?;
         if own_lv(&state, &lv)?.tags.pending != Some(pending) {
-            return Ok(());
+            return turn.flush(&state).await;
         }
         ran?;
         Err(Error::unavailable(format!(

@@ -74,7 +74,7 @@ impl<H: Host> Agent<H> {
             let state = turn.refresh_though_partial().await?;
             let mend = next(&state, &refused);
             let (what, ran, well) = match &mend {
-                Mend::Done => return Ok(()),
+                Mend::Done => return turn.flush(&state).await,
                 Mend::Kept(lvs) => {
                     done.extend(lvs.iter().map(|lv| kept(&state, lv)));
                     return Ok(());

@@ -6,6 +6,7 @@
 //! again. What neither can tell is an error ([`crate::error::ErrorKind::Unavailable`]), never "not there".
 
 mod change;
+mod flush;
 mod mend;
 
 use std::collections::BTreeMap;
@@ -73,6 +74,8 @@ pub(super) struct Vg {
     learnt: AtomicU64,
     /// Whether the next look has to read the text, whatever is committed.
     look_anew: AtomicBool,
+    /// Which commit is known to be on the medium, and not in a disk's cache alone. 0: none.
+    flushed: AtomicU64,
 }
 
 /// How often it had been learnt what each VG holds when a report was begun: what the report says of one
@@ -256,6 +259,7 @@ impl Vg {
             readable: AtomicBool::new(true),
             learnt: AtomicU64::new(0),
             look_anew: AtomicBool::new(false),
+            flushed: AtomicU64::new(0),
         }
     }
 

@@ -159,14 +159,14 @@ impl<H: Host> Agent<H> {
     /// Removes a thick snapshot that is lost with a missing disk. Nothing else of such a VG changes.
     async fn remove_lost(&self, vg: &Vg, handle: &Handle) -> Result<Told<()>> {
         let mut turn = self.0.store.turn(vg).await?;
-        let state = turn.refresh_though_partial().await?;
+        let mut state = turn.refresh_though_partial().await?;
         if let Plan::Steps(_) = plan::remove::plan(&state, &handle.lv, Kind::Snapshot)?
             && let Some(lv) = state.lvs.get(&handle.lv).filter(|lv| is_lost_with_disk(&state, lv))
         {
             let change = Change::Remove { lv: lv.name.clone(), uuid: lv.uuid.clone() };
             self.must_be_in_step(&state, &change).await?;
             let ran = turn.run(&change).await;
-            let state = turn.refresh_though_partial().await?;
+            state = turn.refresh_though_partial().await?;
             // Only its own disks could say that it is gone, and those that are there do.
             if state.lvs.contains_key(&handle.lv) {
                 ran?;
@@ -174,6 +174,7 @@ impl<H: Host> Agent<H> {
                 return Err(Error::unavailable(sentence));
             }
         }
+        turn.flush(&state).await?;
         drop(turn);
         Ok(Told { value: (), revision: self.publish() })
     }

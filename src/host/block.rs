@@ -56,7 +56,12 @@ pub fn read(device: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>> {
 }
 
 fn direct(device: &Path) -> io::Result<File> {
-    let flags = i32::try_from((OFlags::DIRECT | OFlags::NOCTTY).bits()).unwrap_or_default();
+    opened(device, OFlags::DIRECT)
+}
+
+/// A block device, to be read.
+fn opened(device: &Path, flags: OFlags) -> io::Result<File> {
+    let flags = i32::try_from((flags | OFlags::NOCTTY).bits()).unwrap_or_default();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(device)?;
     if !file.metadata()?.file_type().is_block_device() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a block device"));
@@ -76,6 +81,17 @@ pub fn write(device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
     }
     file.write_all_at(bytes, offset)?;
     file.sync_all()
+}
+
+/// Has disks write what they keep in their own caches to the medium, all at once. What was written past the page
+/// cache, as LVM writes, is there without that only on disks that keep nothing.
+pub fn flush(devices: &[PathBuf]) -> Vec<io::Result<()>> {
+    let flush = |device: &PathBuf| Ok(rustix::fs::fsync(&opened(device, OFlags::empty())?)?);
+    std::thread::scope(|scope| {
+        let all: Vec<_> = devices.iter().map(|device| scope.spawn(move || flush(device))).collect();
+        let died = || Err(io::Error::other("a thread of the agent died"));
+        all.into_iter().map(|one| one.join().unwrap_or_else(|_| died())).collect()
+    })
 }
 
 /// Makes a range read as zeroes, by the device's own means where it has them. Returns when that is

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::block::{self, Disk};
 use super::copy::{Copied, Copier};
@@ -57,6 +57,10 @@ impl Host for Linux {
 
     fn write_device(&self, device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
         block::write(device, offset, bytes)
+    }
+
+    fn flush(&self, devices: &[PathBuf]) -> Vec<io::Result<()>> {
+        block::flush(devices)
     }
 
     fn zero_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<()> {

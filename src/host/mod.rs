@@ -24,7 +24,7 @@ pub mod xfs_log;
 
 use std::fmt::Debug;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::task::JoinError;
@@ -119,6 +119,9 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// # Errors
     /// When that is not so for all of it.
     fn write_device(&self, device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Has disks write what they keep in their own caches to the medium, all at once: what came of each.
+    fn flush(&self, devices: &[PathBuf]) -> Vec<io::Result<()>>;
 
     /// Makes a range of a device read as zeroes.
     ///

@@ -2,7 +2,7 @@
 //! a kernel. What strikes an effect, and when, is never decided here.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::task::JoinError;
@@ -175,6 +175,15 @@ impl Host for SimHost {
             }
             Ok(())
         })
+    }
+
+    fn flush(&self, devices: &[PathBuf]) -> Vec<io::Result<()>> {
+        let flush = |device: &PathBuf| {
+            self.ask(&device.to_string_lossy())?;
+            self.alive()?;
+            self.world().flush(device)
+        };
+        devices.iter().map(flush).collect()
     }
 
     fn zero_device(&self, device: &Path, offset: u64, len: u64) -> io::Result<()> {

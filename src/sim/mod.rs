@@ -13,6 +13,7 @@
 mod cow;
 mod crypt;
 mod cut;
+mod disk_cache;
 mod effects;
 mod extents;
 mod fault;

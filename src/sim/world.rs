@@ -39,6 +39,8 @@ pub struct World {
     pub(super) paths: BTreeMap<PathBuf, PathKind>,
     /// Whether its disks take no discard.
     pub no_discard: bool,
+    /// Whether its disks do not empty their caches when they are asked to.
+    pub no_flush: bool,
     /// How much of thick snapshots' room is in use.
     pub(super) cow_used: BTreeMap<LvmUuid, Bytes>,
     /// How far LVs are copied from others, from the first byte on.
@@ -75,6 +77,8 @@ pub(super) struct SimVg {
     /// What the kernel says of RAID LVs, where it is not what their disks say.
     pub(super) raid: BTreeMap<LvName, SimRaid>,
     pub(super) next_device_id: u64,
+    /// Which commit is on the medium, and not in a disk's cache alone.
+    pub(super) flushed: u64,
 }
 
 /// What an LV holds.
@@ -187,7 +191,7 @@ impl World {
             has_pool_spare: false,
         };
         let (hidden, pools, raid) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let vg = SimVg { state, hidden, pools, raid, next_device_id: 1 };
+        let vg = SimVg { state, hidden, pools, raid, next_device_id: 1, flushed: 0 };
         self.vgs.insert(uuid.clone(), vg);
         for disk in disks {
             self.add_pv(&uuid, disk);

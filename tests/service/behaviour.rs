@@ -380,3 +380,20 @@ async fn a_device_that_was_a_filesystem_first_shows_nothing_of_before() {
         assert_eq!(node.stage(&a, AccessType::Block).await.is_err(), hides, "{request:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_no_disk_has_on_its_medium_is_not_told() {
+    let node = Node::ready().await;
+    node.host.world().no_flush = true;
+    let error = node.create(thick("pvc-1")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    let text = error.chain();
+    assert!(text.contains("no disk of volume group vg0 empties its cache"), "{text}");
+    node.host.world().no_flush = false;
+    let runs = node.host.programs_run();
+    let made = node.create(thick("pvc-1")).await.unwrap();
+    assert!(node.host.world().is_flushed(VG));
+    assert_eq!(node.host.programs_run(), runs, "it was made before");
+    node.delete(&made.handle).await.unwrap();
+    assert!(node.host.world().is_flushed(VG));
+}

@@ -50,6 +50,7 @@ async fn sweep(name: &str, prepare: Prepare, call: Call) {
     node.host.arm(None);
     call(&node, &handles).await.unwrap_or_else(|e| panic!("{name} without a fault: {e:?}"));
     let effects = node.host.effects();
+    assert!(node.host.world().is_flushed(VG), "{name}: answered from a disk's cache");
     let host = node.end().await;
     let wanted = host.world().summary();
     assert!(!effects.is_empty(), "{name} has no effect");
@@ -87,6 +88,7 @@ async fn cut_and_repeat(cut: &str, prepare: Prepare, call: Call, fault: Fault) -
         }
         match result {
             Ok(()) if attempt > 0 || !fault.mode.kills() => {
+                assert!(node.host.world().is_flushed(VG), "{cut}: answered from a disk's cache");
                 let host = node.end().await;
                 let summary = host.world().summary();
                 return summary;

@@ -7,6 +7,7 @@ mod broken_lvm;
 mod cut_lvm;
 mod cut_xfs;
 mod damage;
+mod disk_cache;
 mod flaky;
 mod held;
 pub(crate) mod kills;
