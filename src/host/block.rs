@@ -85,6 +85,7 @@ pub fn write(device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
 
 /// Has disks write what they keep in their own caches to the medium, all at once. What was written past the page
 /// cache, as LVM writes, is there without that only on disks that keep nothing.
+#[must_use]
 pub fn flush(devices: &[PathBuf]) -> Vec<io::Result<()>> {
     let flush = |device: &PathBuf| Ok(rustix::fs::fsync(&opened(device, OFlags::empty())?)?);
     std::thread::scope(|scope| {

@@ -43,7 +43,7 @@ struct Story<'a> {
 
 impl Story<'_> {
     fn mark(&mut self, what: &str) -> Result<()> {
-        self.now.what = what.to_owned();
+        what.clone_into(&mut self.now.what);
         self.all.push(self.now.clone());
         self.machine.sh(&format!("dmsetup message logged 0 mark {}", self.all.len())).map(drop)
     }
