@@ -46,6 +46,11 @@ impl Disks {
         self.seen.clear();
     }
 
+    /// Whether a disk holds the VG's metadata, for all that was seen: one may be without (`pvcreate --pvmetadatacopies 0`).
+    pub(super) fn may_hold_metadata(&self, device: &Path) -> bool {
+        self.areas.get(device).is_none_or(|areas| !areas.is_empty())
+    }
+
     fn try_look<H: Host>(
         &mut self,
         host: &H,

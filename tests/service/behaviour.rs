@@ -388,7 +388,10 @@ async fn what_no_disk_has_on_its_medium_is_not_told() {
     let error = node.create(thick("pvc-1")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     let text = error.chain();
-    assert!(text.contains("no disk of volume group vg0 empties its cache"), "{text}");
+    assert!(
+        text.contains("no disk with the metadata of volume group vg0 empties its cache"),
+        "{text}"
+    );
     node.host.world().no_flush = false;
     let runs = node.host.programs_run();
     let made = node.create(thick("pvc-1")).await.unwrap();

@@ -14,7 +14,7 @@ impl<H: Host> Turn<'_, H> {
     /// Makes what a VG holds last through a power cut, before anybody is told of it. Done once for each of its commits,
     /// whoever made it: an agent that was killed may have been about to.
     ///
-    /// One disk is enough: LVM goes by the latest commit that it finds on any.
+    /// One disk that holds metadata is enough: LVM goes by the latest commit that it finds on any.
     ///
     /// # Errors
     /// [`crate::error::ErrorKind::Unavailable`] when no disk did so.
@@ -26,15 +26,17 @@ impl<H: Host> Turn<'_, H> {
         let asked = devices.clone();
         let flushing = blocking(&self.store.host, move |host| host.flush(&asked));
         let flushed = self.wait_for("emptying the caches of its disks", flushing).await?;
-        let done = flushed.iter().any(Result::is_ok);
+        let mut done = false;
         for (device, flushed) in devices.iter().zip(flushed) {
             if let Err(error) = flushed {
                 tracing::warn!(vg = %state.name, device = %device.display(), %error, "the disk does not empty its cache");
+            } else {
+                done |= self.disks.may_hold_metadata(device);
             }
         }
         if !done {
             return Err(Error::unavailable(format!(
-                "no disk of volume group {} empties its cache, so that what LVM wrote could go with the power: look at dmesg",
+                "no disk with the metadata of volume group {} empties its cache, so that what LVM wrote could go with the power: look at dmesg",
                 state.name
             )));
         }
