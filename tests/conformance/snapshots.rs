@@ -116,9 +116,14 @@ async fn copies_between_thin_and_thick() {
             let mut request = d.request(name, &to, GIB);
             request.volume_content_source = Some(from.clone());
             // A copy that takes long goes on by itself, as on a slow disk.
+            let mut tries = 0;
             let made = loop {
+                tries += 1;
                 match d.create(request.clone()).await {
-                    Err(it) if [Code::Unavailable, Code::Aborted].contains(&it.code()) => {
+                    Err(it)
+                        if tries < 120
+                            && [Code::Unavailable, Code::Aborted].contains(&it.code()) =>
+                    {
                         tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                     made => break made.unwrap(),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::Turn;
 use crate::agent::blocking::blocking;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::lvm::state::VgState;
 
@@ -17,7 +17,7 @@ impl<H: Host> Turn<'_, H> {
     /// One disk that holds metadata is enough: LVM goes by the latest commit that it finds on any.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Unavailable`] when no disk did so.
+    /// [`ErrorKind::Unavailable`] when no disk did so.
     pub(in crate::agent) async fn flush(&self, state: &VgState) -> Result<()> {
         if self.vg.flushed.load(Ordering::Relaxed) == state.seqno {
             return Ok(());
@@ -25,7 +25,9 @@ impl<H: Host> Turn<'_, H> {
         let devices: Vec<PathBuf> = state.pvs.values().filter_map(|pv| pv.device.clone()).collect();
         let asked = devices.clone();
         let flushing = blocking(&self.store.host, move |host| host.flush(&asked));
-        let flushed = self.wait_for("emptying the caches of its disks", flushing).await?;
+        let flushed = self.wait_for("emptying the caches of its disks", flushing).await;
+        // Never a final code: what was asked for has happened, and whoever asked must not forget it.
+        let flushed = flushed.map_err(|error| error.with_kind(ErrorKind::Unavailable))?;
         let mut done = false;
         for (device, flushed) in devices.iter().zip(flushed) {
             if let Err(error) = flushed {
